@@ -1,0 +1,18 @@
+//! What every crate shares: ids, errors, time, the caller's context, loops and the contract between plane and node.
+//!
+//! Deliberately absent: anything that knows a service, a wire format or the store.
+
+pub mod context;
+pub mod error;
+pub mod id;
+pub mod node;
+pub mod pass;
+pub mod secret;
+pub mod time;
+pub mod units;
+
+pub use context::{Context, Scope};
+pub use error::{Error, Kind, Result};
+pub use id::{Id, IdKind};
+pub use secret::Secret;
+pub use time::Timestamp;

@@ -1,0 +1,453 @@
+//! The contract between plane and node: one document of sections down, one report up.
+//!
+//! A document is derived from records and never stored by the plane. Its generation is the (epoch, revision) it was
+//! computed at and never goes back; a node refuses an older one. Sections have string keys (`vm/ID`, `port/ID`,
+//! `network/ID`, `router/ID`, `group/ID`, `rules/HASH`, `image/ID`), so that a change costs what it touches.
+//! Own sections are of one node; `network`, `group`, `rules` and `image` are shared by all nodes that need them.
+//!
+//! Limits: `DOCUMENT_WAIT_MAX` for one long poll.
+
+use crate::units::Mac;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// A node asks for the next document with at most this long an answer time.
+pub const DOCUMENT_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// When a document was computed: ordered first by epoch of the lane, then by revision of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Generation {
+    pub epoch: u64,
+    pub revision: u64,
+}
+
+/// What a node is to be.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Document {
+    pub generation: Generation,
+    pub sections: BTreeMap<SectionKey, Section>,
+}
+
+/// What changed since the generation that the node has.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Patch {
+    pub generation: Generation,
+    /// The sections are all there are: what is not among them is gone.
+    pub whole: bool,
+    pub changed: BTreeMap<SectionKey, Section>,
+    pub removed: BTreeSet<SectionKey>,
+}
+
+impl Document {
+    /// Applies a patch; an older one than what is here is ignored (false).
+    pub fn patch(&mut self, patch: Patch) -> bool {
+        if patch.generation < self.generation {
+            return false;
+        }
+        if patch.whole {
+            self.sections.clear();
+        }
+        self.sections.retain(|key, _| !patch.removed.contains(key));
+        self.sections.extend(patch.changed);
+        self.generation = patch.generation;
+        true
+    }
+}
+
+/// The key of a section.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum SectionKey {
+    Vm(Uuid),
+    Port(Uuid),
+    Network(Uuid),
+    Router(Uuid),
+    Group(Uuid),
+    /// Hash of the rule set (`RuleSet::hash`).
+    Rules(u64),
+    Image(Uuid),
+}
+
+impl From<SectionKey> for String {
+    fn from(key: SectionKey) -> String {
+        match key {
+            SectionKey::Vm(id) => format!("vm/{id}"),
+            SectionKey::Port(id) => format!("port/{id}"),
+            SectionKey::Network(id) => format!("network/{id}"),
+            SectionKey::Router(id) => format!("router/{id}"),
+            SectionKey::Group(id) => format!("group/{id}"),
+            SectionKey::Rules(hash) => format!("rules/{hash:016x}"),
+            SectionKey::Image(id) => format!("image/{id}"),
+        }
+    }
+}
+
+impl TryFrom<String> for SectionKey {
+    type Error = crate::Error;
+
+    fn try_from(text: String) -> Result<SectionKey, crate::Error> {
+        let bad = || crate::Error::invalid(format!("'{text}' is not the key of a section"));
+        let (kind, id) = text.split_once('/').ok_or_else(bad)?;
+        let uuid = || Uuid::try_parse(id).map_err(|_| bad());
+        Ok(match kind {
+            "vm" => SectionKey::Vm(uuid()?),
+            "port" => SectionKey::Port(uuid()?),
+            "network" => SectionKey::Network(uuid()?),
+            "router" => SectionKey::Router(uuid()?),
+            "group" => SectionKey::Group(uuid()?),
+            "rules" => SectionKey::Rules(u64::from_str_radix(id, 16).map_err(|_| bad())?),
+            "image" => SectionKey::Image(uuid()?),
+            _ => return Err(bad()),
+        })
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Section {
+    Vm(Vm),
+    Port(Port),
+    Network(Network),
+    Router(Router),
+    Group(Group),
+    Rules(RuleSet),
+    Image(Image),
+}
+
+/// One guest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Vm {
+    pub id: Uuid,
+    pub power: Power,
+    /// Counts the reboots that were asked for: a larger number than the running guest's means reboot once.
+    pub reboots: u64,
+    /// The last of them is a hard one: power off and on. Soft: ask the guest first.
+    pub reboot_hard: bool,
+    pub vcpus: u32,
+    pub memory_mib: u64,
+    pub root_gib: u64,
+    pub ephemeral_gib: u64,
+    pub swap_mib: u64,
+    /// The image that the root disk starts from; none: an empty disk.
+    pub image: Option<Uuid>,
+    /// Ports in the order of the guest's NICs.
+    pub ports: Vec<Uuid>,
+    pub config_drive: bool,
+    pub metadata: GuestMetadata,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Power {
+    On,
+    /// The guest is asked by its power button and stopped after `STOP_SECS_MAX`.
+    Off,
+}
+
+/// What a guest learns of itself from the metadata service and the config drive.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GuestMetadata {
+    pub name: String,
+    pub hostname: String,
+    /// 32 hex digits.
+    pub project: String,
+    pub availability_zone: String,
+    pub launch_index: u32,
+    /// Name to OpenSSH public key.
+    pub public_keys: BTreeMap<String, String>,
+    pub meta: BTreeMap<String, String>,
+    /// As it was given, decoded. None: the metadata service answers 404.
+    pub user_data: Option<Vec<u8>>,
+    pub admin_pass: Option<String>,
+    /// Names of the security groups, for the EC2 tree.
+    pub security_groups: Vec<String>,
+    /// Name of the flavor, for the EC2 tree.
+    pub flavor: String,
+}
+
+/// A NIC of a guest on this node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Port {
+    pub id: Uuid,
+    pub network: Uuid,
+    pub vm: Option<Uuid>,
+    pub mac: Mac,
+    pub admin_up: bool,
+    pub fixed: Vec<FixedIp>,
+    /// Allowed address pairs beyond `fixed`.
+    pub pairs: Vec<(IpNet, Mac)>,
+    /// False: no anti-spoofing, no rules.
+    pub port_security: bool,
+    /// The rule set of its security groups together; none: nothing in or out but DHCP and the like.
+    pub rules: Option<u64>,
+    pub floating: Vec<FloatingIp>,
+    /// Extra DHCP options by number or dnsmasq name, as given at the API.
+    pub dhcp_options: Vec<DhcpOption>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct FixedIp {
+    pub subnet: Uuid,
+    pub address: IpAddr,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FloatingIp {
+    pub floating: IpAddr,
+    pub fixed: IpAddr,
+    pub router: Uuid,
+    /// The external network that the address is of.
+    pub network: Uuid,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DhcpOption {
+    pub name: String,
+    pub value: String,
+    pub v6: bool,
+}
+
+/// A network that a port or router of this node is on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Network {
+    pub id: Uuid,
+    /// VXLAN network identifier, 24 bits.
+    pub vni: u32,
+    pub mtu: u32,
+    pub external: bool,
+    /// The router that a plain default gateway of this network belongs to: its namespace is the network's home.
+    pub router: Option<Uuid>,
+    pub subnets: Vec<Subnet>,
+    /// Ports of the network that are elsewhere (and here: same list for every node), by port.
+    pub members: BTreeMap<Uuid, Member>,
+    pub dns_domain: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Subnet {
+    pub id: Uuid,
+    pub cidr: IpNet,
+    pub gateway: Option<IpAddr>,
+    pub dhcp: bool,
+    pub dns: Vec<IpAddr>,
+    /// Destination and next hop.
+    pub routes: Vec<(IpNet, IpAddr)>,
+    pub ipv6_ra: Option<Ipv6Mode>,
+    pub ipv6_address: Option<Ipv6Mode>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ipv6Mode {
+    Slaac,
+    Dhcpv6Stateful,
+    Dhcpv6Stateless,
+}
+
+/// A port of a network as other nodes need to know it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    pub mac: Mac,
+    pub addresses: Vec<IpAddr>,
+    /// The underlay address of its node; none while it has no node.
+    pub vtep: Option<IpAddr>,
+}
+
+/// A router with an interface on a network of this node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Router {
+    pub id: Uuid,
+    pub admin_up: bool,
+    pub interfaces: Vec<RouterInterface>,
+    pub gateway: Option<RouterGateway>,
+    /// Extra routes: destination and next hop.
+    pub routes: Vec<(IpNet, IpAddr)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RouterInterface {
+    pub port: Uuid,
+    pub network: Uuid,
+    pub mac: Mac,
+    /// Address with the prefix length of its subnet.
+    pub addresses: Vec<IpNet>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RouterGateway {
+    pub port: Uuid,
+    /// The external network.
+    pub network: Uuid,
+    pub mac: Mac,
+    pub addresses: Vec<IpNet>,
+    /// Next hops, one per address family at most.
+    pub next_hops: Vec<IpAddr>,
+    pub snat: bool,
+}
+
+/// The addresses that a rule with a remote group means.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Group {
+    pub id: Uuid,
+    pub members: BTreeSet<IpAddr>,
+}
+
+/// What a port's security groups allow, taken together. Ports with equal sets share one.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RuleSet {
+    /// Sorted, without doubles.
+    pub rules: Vec<Rule>,
+    pub stateful: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Rule {
+    pub direction: Direction,
+    pub v6: bool,
+    /// IP protocol number; none: any.
+    pub protocol: Option<u8>,
+    /// Ports, or ICMP type and code (code none: `max` absent).
+    pub min: Option<u16>,
+    pub max: Option<u16>,
+    pub remote: Remote,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    Ingress,
+    Egress,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Remote {
+    Any,
+    Cidr(IpNet),
+    Group(Uuid),
+}
+
+impl RuleSet {
+    /// FNV-1a over the text of the rules: the same on every build and machine.
+    pub fn hash(&self) -> u64 {
+        let text = serde_json::to_string(self).expect("rules are plain data");
+        text.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ b as u64).wrapping_mul(0x0000_0100_0000_01b3))
+    }
+}
+
+/// An image that a guest of this node starts from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Image {
+    pub id: Uuid,
+    /// `raw` or `qcow2`, as checked at upload; never guessed by the node.
+    pub format: String,
+    pub size: u64,
+    /// SHA-512 in hex.
+    pub sha512: String,
+}
+
+/// What a node says of itself. One that changes nothing writes nothing.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The document acted on.
+    pub generation: Generation,
+    /// Everything, instead of what changed.
+    pub whole: bool,
+    pub vms: BTreeMap<Uuid, VmReport>,
+    pub ports: BTreeMap<Uuid, PortReport>,
+    /// Guests and ports that are gone from the node.
+    pub gone: BTreeSet<Uuid>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VmReport {
+    pub state: VmState,
+    /// The reboot count that the running guest has.
+    pub reboots: u64,
+    /// Why it failed, in words for its owner.
+    pub fault: Option<String>,
+    /// What the guest posted as its password, encrypted with its key.
+    pub password: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmState {
+    /// Image or disks are being made.
+    Building,
+    Running,
+    Paused,
+    /// Powered off, disks kept.
+    Stopped,
+    /// Could not be started, or died.
+    Failed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortReport {
+    /// The device is there with all its rules.
+    pub up: bool,
+}
+
+/// What a node is, told when it joins and when it changes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    pub name: String,
+    pub id: Uuid,
+    pub vcpus: u32,
+    pub memory_mib: u64,
+    pub disk_gib: u64,
+    /// `qemu` or `simulated`.
+    pub machine: String,
+    /// `kvm` or `tcg`.
+    pub acceleration: String,
+    /// QEMU's version as 1,000,000 x major + 1,000 x minor + micro.
+    pub hypervisor_version: u64,
+    pub cpu_info: String,
+    /// Underlay address.
+    pub address: IpAddr,
+    /// Unix time of its boot, in seconds.
+    pub booted: i64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_patch_is_refused_and_a_whole_one_replaces() {
+        let group = |n: u128| Section::Group(Group { id: Uuid::from_u128(n), ..Group::default() });
+        let key = |n: u128| SectionKey::Group(Uuid::from_u128(n));
+        let at = |revision| Generation { epoch: 1, revision };
+        let mut document = Document { generation: at(5), sections: [(key(1), group(1))].into() };
+        assert!(!document.patch(Patch { generation: at(4), whole: true, ..Patch::default() }));
+        assert!(document.patch(Patch {
+            generation: at(6),
+            changed: [(key(2), group(2))].into(),
+            ..Patch::default()
+        }));
+        assert_eq!(document.sections.len(), 2);
+        assert!(document.patch(Patch { generation: at(7), removed: [key(1)].into(), ..Patch::default() }));
+        assert!(document.patch(Patch {
+            generation: at(8),
+            whole: true,
+            changed: [(key(3), group(3))].into(),
+            ..Patch::default()
+        }));
+        assert_eq!(document.sections.keys().cloned().collect::<Vec<_>>(), [key(3)]);
+    }
+
+    #[test]
+    fn keys_read_as_they_are_written() {
+        for key in
+            [SectionKey::Vm(Uuid::from_u128(9)), SectionKey::Rules(0xfeed), SectionKey::Image(Uuid::nil())]
+        {
+            assert_eq!(SectionKey::try_from(String::from(key.clone())).unwrap(), key);
+        }
+        assert!(SectionKey::try_from("disk/1".to_string()).is_err());
+    }
+}

@@ -1,0 +1,107 @@
+//! Time as the log stamps it: microseconds since 1970, UTC, never going back.
+
+use ::time::OffsetDateTime;
+use ::time::format_description::BorrowedFormatItem;
+use ::time::macros::format_description;
+use serde::{Deserialize, Serialize};
+
+/// Microseconds since 1970-01-01 00:00 UTC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Timestamp(pub i64);
+
+const SECONDS: &[BorrowedFormatItem] = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]");
+const MICROS: &[BorrowedFormatItem] =
+    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]");
+const HTTP: &[BorrowedFormatItem] =
+    format_description!("[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT");
+
+impl Timestamp {
+    /// The wall clock. Verbs take `tx.now()` instead: this is for the edges of the process.
+    pub fn wall() -> Timestamp {
+        Timestamp((OffsetDateTime::now_utc().unix_timestamp_nanos() / 1000) as i64)
+    }
+
+    pub const fn from_secs(secs: i64) -> Timestamp {
+        Timestamp(secs * 1_000_000)
+    }
+
+    pub const fn secs(self) -> i64 {
+        self.0.div_euclid(1_000_000)
+    }
+
+    pub const fn plus_secs(self, secs: i64) -> Timestamp {
+        Timestamp(self.0.saturating_add(secs.saturating_mul(1_000_000)))
+    }
+
+    /// Whole seconds only, as tokens carry them.
+    pub const fn floor(self) -> Timestamp {
+        Timestamp::from_secs(self.secs())
+    }
+
+    fn render(self, items: &[BorrowedFormatItem]) -> String {
+        OffsetDateTime::from_unix_timestamp_nanos(self.0 as i128 * 1000)
+            .ok()
+            .and_then(|t| t.format(items).ok())
+            .unwrap_or_else(|| "9999-12-31T23:59:59".into())
+    }
+
+    /// `2026-01-01T00:00:00Z` (Nova, Neutron, Glance).
+    pub fn zulu(self) -> String {
+        self.render(SECONDS) + "Z"
+    }
+
+    /// `2026-01-01T00:00:00.000000` (Nova's launched_at and the like, Cinder).
+    pub fn micros(self) -> String {
+        self.render(MICROS)
+    }
+
+    /// `2026-01-01T00:00:00.000000Z` (Keystone).
+    pub fn micros_zulu(self) -> String {
+        self.render(MICROS) + "Z"
+    }
+
+    /// `Thu, 01 Jan 2026 00:00:00 GMT` (HTTP headers).
+    pub fn http(self) -> String {
+        self.render(HTTP)
+    }
+
+    /// Reads ISO 8601 with or without fraction and zone (`Z` or `+hh:mm`; none means UTC), `T` or a blank between.
+    pub fn parse(text: &str) -> Option<Timestamp> {
+        let mut text = text.trim().replacen(' ', "T", 1);
+        if !text.contains('T') {
+            text.push_str("T00:00:00");
+        }
+        let clock = text.split_once('T').map_or("", |(_, c)| c);
+        if !clock.contains(['Z', 'z', '+', '-']) {
+            text.push('Z');
+        }
+        let at =
+            OffsetDateTime::parse(&text, &::time::format_description::well_known::Iso8601::DEFAULT).ok()?;
+        i64::try_from(at.unix_timestamp_nanos() / 1000).ok().map(Timestamp)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expect: Option<&str>) {
+        assert_eq!(Timestamp::parse(text).map(Timestamp::micros_zulu).as_deref(), expect, "{text}");
+    }
+
+    #[test]
+    fn reads_the_forms_that_clients_send() {
+        check("2026-01-02T03:04:05Z", Some("2026-01-02T03:04:05.000000Z"));
+        check("2026-01-02T03:04:05.678901", Some("2026-01-02T03:04:05.678901Z"));
+        check("2026-01-02 03:04:05", Some("2026-01-02T03:04:05.000000Z"));
+        check("2026-01-02T05:04:05+02:00", Some("2026-01-02T03:04:05.000000Z"));
+        check("2026-01-02", Some("2026-01-02T00:00:00.000000Z"));
+        check("yesterday", None);
+    }
+
+    #[test]
+    fn http_dates_have_their_weekday() {
+        assert_eq!(Timestamp::from_secs(0).http(), "Thu, 01 Jan 1970 00:00:00 GMT");
+    }
+}
