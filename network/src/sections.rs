@@ -8,14 +8,14 @@ use crate::security_group::{self, SecurityGroup, SecurityGroupRule};
 use crate::subnet::{self, Subnet};
 use base::Id;
 use base::node::{self, Section, SectionKey};
+use fleet::{Source, Touched};
 use ipnet::IpNet;
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use store::{Entry, State};
 
 /// The keys that a node needs for the ports bound to it.
-pub fn keys_of_node(state: &State, host: &str) -> BTreeSet<SectionKey> {
+fn keys_of_node(state: &State, host: &str) -> BTreeSet<SectionKey> {
     let mut keys = BTreeSet::new();
     let mut networks = BTreeSet::new();
     for port in state.by(&port::BY_HOST, host).filter(|p| p.owner.is_compute()) {
@@ -45,36 +45,31 @@ fn routers_of(state: &State, network: Id<Network>) -> BTreeSet<Id<Router>> {
     on.filter_map(|p| p.device.parse().ok()).collect()
 }
 
+/// This service, as far as documents go.
+pub const SOURCE: Source = Source { keys: keys_of_node, section, touched };
+
 /// What a key holds now. None: it is not there, or not of this service.
-pub fn section(
-    state: &State,
-    key: &SectionKey,
-    vteps: &dyn Fn(&str) -> Option<IpAddr>,
-    rules: &RuleSets,
-) -> Option<Section> {
+fn section(state: &State, host: &str, key: &SectionKey) -> Option<Section> {
     match key {
         SectionKey::Port(id) => {
             state.get::<Port>(&Id::from_uuid(*id)).map(|p| Section::Port(port_section(state, p)))
         }
-        SectionKey::Network(id) => state
-            .get::<Network>(&Id::from_uuid(*id))
-            .map(|n| Section::Network(network_section(state, n, vteps))),
+        SectionKey::Network(id) => {
+            state.get::<Network>(&Id::from_uuid(*id)).map(|n| Section::Network(network_section(state, n)))
+        }
         SectionKey::Router(id) => {
             state.get::<Router>(&Id::from_uuid(*id)).map(|r| Section::Router(router_section(state, r)))
         }
         SectionKey::Group(id) => Some(Section::Group(group_section(state, Id::from_uuid(*id)))),
-        SectionKey::Rules(hash) => rules.get(hash).cloned().map(Section::Rules),
+        SectionKey::Rules(hash) => rule_set_of(state, host, *hash).map(Section::Rules),
         SectionKey::Vm(_) | SectionKey::Image(_) => None,
     }
 }
 
-/// Rule sets by their hash.
-pub type RuleSets = BTreeMap<u64, node::RuleSet>;
-
-/// The distinct rule sets of a node's ports.
-pub fn rule_sets(state: &State, host: &str) -> RuleSets {
+/// The rule set of this hash, from whichever port of the node has it.
+fn rule_set_of(state: &State, host: &str, hash: u64) -> Option<node::RuleSet> {
     let ports = state.by(&port::BY_HOST, host).filter(|p| p.owner.is_compute());
-    ports.filter_map(|p| security_group::rule_set(state, p)).map(|set| (set.hash(), set)).collect()
+    ports.filter_map(|p| security_group::rule_set(state, p)).find(|set| set.hash() == hash)
 }
 
 fn port_section(state: &State, port: &Port) -> node::Port {
@@ -107,11 +102,7 @@ fn port_section(state: &State, port: &Port) -> node::Port {
     }
 }
 
-fn network_section(
-    state: &State,
-    network: &Network,
-    vteps: &dyn Fn(&str) -> Option<IpAddr>,
-) -> node::Network {
+fn network_section(state: &State, network: &Network) -> node::Network {
     let subnets: Vec<&Arc<Subnet>> = state.by(&subnet::BY_NETWORK, network.id).collect();
     let home =
         (!network.external).then(|| subnets.iter().find_map(|s| router::of_subnet(state, s))).flatten();
@@ -124,16 +115,16 @@ fn network_section(
         external: network.external,
         router: home.map(|r| r.uuid()),
         subnets: subnets.iter().map(|s| subnet_section(s)).collect(),
-        members: members.map(|p| (p.id.uuid(), member(p, vteps))).collect(),
+        members: members.map(|p| (p.id.uuid(), member(state, p))).collect(),
         dns_domain: network.dns_domain.clone(),
     }
 }
 
-fn member(port: &Port, vteps: &dyn Fn(&str) -> Option<IpAddr>) -> node::Member {
+fn member(state: &State, port: &Port) -> node::Member {
     node::Member {
         mac: port.mac,
         addresses: port.fixed.iter().map(|f| f.address).collect(),
-        vtep: vteps(&port.host),
+        vtep: fleet::node::address(state, &port.host),
     }
 }
 
@@ -195,52 +186,31 @@ fn group_section(state: &State, group: Id<SecurityGroup>) -> node::Group {
     node::Group { id: group.uuid(), members: addresses.collect() }
 }
 
-/// What a log entry touches: keys whose content may differ now, and nodes whose set of keys may.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Touched {
-    pub keys: BTreeSet<SectionKey>,
-    /// Names of nodes.
-    pub hosts: BTreeSet<String>,
-    /// Every node that holds one of these keys may need other keys too.
-    pub holders_of: BTreeSet<SectionKey>,
-}
-
-impl Touched {
-    fn key(&mut self, key: SectionKey) {
-        self.keys.insert(key);
+fn touch_port(touched: &mut Touched, port: &Port, membership: bool) {
+    touched.key(SectionKey::Port(port.id.uuid()));
+    if !port.host.is_empty() {
+        touched.hosts.insert(port.host.clone());
     }
-
-    fn holders(&mut self, key: SectionKey) {
-        self.keys.insert(key.clone());
-        self.holders_of.insert(key);
+    if membership {
+        touched.key(SectionKey::Network(port.network.uuid()));
+        port.groups.iter().for_each(|g| touched.key(SectionKey::Group(g.uuid())));
     }
-
-    fn port(&mut self, port: &Port, membership: bool) {
-        self.key(SectionKey::Port(port.id.uuid()));
-        if !port.host.is_empty() {
-            self.hosts.insert(port.host.clone());
-        }
-        if membership {
-            self.key(SectionKey::Network(port.network.uuid()));
-            port.groups.iter().for_each(|g| self.key(SectionKey::Group(g.uuid())));
-        }
-        if port.owner.is_router() {
-            self.holders(SectionKey::Network(port.network.uuid()));
-            if let Ok(router) = port.device.parse::<Id<Router>>() {
-                self.holders(SectionKey::Router(router.uuid()));
-            }
+    if port.owner.is_router() {
+        touched.holders(SectionKey::Network(port.network.uuid()));
+        if let Ok(router) = port.device.parse::<Id<Router>>() {
+            touched.holders(SectionKey::Router(router.uuid()));
         }
     }
 }
 
 /// Names what an entry touches, from its before- and after-images and the state after it.
-pub fn touched(state: &State, entry: &Entry) -> Touched {
+fn touched(state: &State, entry: &Entry) -> Touched {
     let mut touched = Touched::default();
     for change in &entry.changes {
         if let Some((before, after)) = change.of::<Port>() {
             let reported = before.zip(after).is_some_and(|(b, a)| Port { up: a.up, ..b.clone() } == *a);
             if !reported {
-                before.into_iter().chain(after).for_each(|p| touched.port(p, true));
+                before.into_iter().chain(after).for_each(|p| touch_port(&mut touched, p, true));
             }
         } else if let Some((before, after)) = change.of::<Network>() {
             before.into_iter().chain(after).for_each(|n| touched.key(SectionKey::Network(n.id.uuid())));
@@ -258,13 +228,24 @@ pub fn touched(state: &State, entry: &Entry) -> Touched {
             at.for_each(|a| touched.key(SectionKey::Port(a.port.uuid())));
         } else if let Some((before, after)) = change.of::<SecurityGroupRule>() {
             for rule in before.into_iter().chain(after) {
-                state.by(&port::BY_GROUP, rule.group).for_each(|p| touched.port(p, false));
+                state.by(&port::BY_GROUP, rule.group).for_each(|p| touch_port(&mut touched, p, false));
             }
         } else if let Some((Some(before), Some(after))) = change.of::<SecurityGroup>()
             && before.stateful != after.stateful
         {
-            state.by(&port::BY_GROUP, after.id).for_each(|p| touched.port(p, false));
+            state.by(&port::BY_GROUP, after.id).for_each(|p| touch_port(&mut touched, p, false));
         }
     }
     touched
+}
+
+/// Takes what a node saw of its ports.
+pub fn observed(tx: &mut store::Tx, node: &str, report: &node::Report) -> base::Result<()> {
+    for (id, seen) in &report.ports {
+        let id = Id::from_uuid(*id);
+        if tx.get::<Port>(&id).is_some_and(|p| p.host == node) {
+            port::observed(tx, id, seen.up)?;
+        }
+    }
+    Ok(())
 }
