@@ -57,6 +57,12 @@ pub fn open_no_link(path: &Path) -> std::io::Result<fs::File> {
     fs::OpenOptions::new().read(true).custom_flags(flags).open(path)
 }
 
+/// Empties a file; a symbolic link in the last place is an error.
+pub fn truncate_no_link(path: &Path) -> std::io::Result<()> {
+    let flags = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+    fs::OpenOptions::new().write(true).custom_flags(flags).open(path)?.set_len(0)
+}
+
 pub fn remove(path: &Path) -> Result<()> {
     absent_is_none(path, fs::remove_file(path)).map(|_| ())
 }

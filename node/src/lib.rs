@@ -8,11 +8,17 @@
 
 mod agent;
 mod file;
+mod hello;
+mod host;
+mod image;
 mod ledger;
 mod link;
+mod metadata;
 mod observed;
 mod simulated;
+mod vm;
 
+pub use host::down;
 pub use link::{ImageBytes, Link};
 pub use simulated::Simulated;
 
@@ -39,6 +45,8 @@ pub struct Settings {
     pub uplink: Option<String>,
     /// Underlay address.
     pub address: IpAddr,
+    /// The first of 65,536 user ids that guests run as; none, or when we are not root: our own.
+    pub guest_uids: Option<u32>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -62,6 +70,7 @@ struct Inner {
 
 /// What carries a document out.
 enum Machine {
+    Qemu(host::Machine, Arc<Inner>),
     Simulated(simulated::Machine, Arc<Inner>),
 }
 
@@ -75,41 +84,73 @@ impl Node {
     ///
     /// Errors: what the machine lacks, or a ledger that cannot be read or written.
     pub async fn run(&self, link: Link, shutdown: impl Future<Output = ()>) -> Result<()> {
-        let (mut machine, ledger) = self.machine()?;
-        let hello = self.hello();
         tokio::select! {
             () = shutdown => Ok(()),
+            result = self.work(link) => result,
+        }
+    }
+
+    async fn work(&self, link: Link) -> Result<()> {
+        let (mut machine, ledger, hello) = match &self.inner.settings.machine {
+            MachineKind::Simulated(kind) => self.simulated(kind),
+            MachineKind::Qemu => self.qemu(&link).await?,
+        };
+        let tell =
+            async { tokio::join!(agent::greet(&link, hello), agent::tell(&link, &self.inner.observed)) };
+        tokio::select! {
             result = agent::follow(&link, ledger, &mut machine) => result,
-            () = async { tokio::join!(agent::greet(&link, hello), agent::tell(&link, &self.inner.observed)); } => Ok(()),
+            _ = tell => Ok(()),
         }
     }
 
-    fn machine(&self) -> Result<(Machine, Ledger)> {
-        match &self.inner.settings.machine {
-            MachineKind::Simulated(kind) => {
-                let machine = simulated::Machine::new(kind, self.inner.observed.clone());
-                Ok((Machine::Simulated(machine, self.inner.clone()), Ledger::in_memory()))
-            }
-            MachineKind::Qemu => Err(Error::not_implemented("qemu")),
-        }
+    fn simulated(&self, kind: &Simulated) -> (Machine, Ledger, Hello) {
+        let hello = Hello {
+            vcpus: kind.vcpus,
+            memory_mib: kind.memory_mib,
+            disk_gib: kind.disk_gib,
+            machine: "simulated".into(),
+            cpu_info: "{}".into(),
+            ..self.hello()
+        };
+        let machine = simulated::Machine::new(kind, self.inner.observed.clone());
+        (Machine::Simulated(machine, self.inner.clone()), Ledger::in_memory(), hello)
     }
 
+    async fn qemu(&self, link: &Link) -> Result<(Machine, Ledger, Hello)> {
+        let settings = &self.inner.settings;
+        std::fs::create_dir_all(&settings.state)?;
+        let hypervisor_version = hello::qemu_version().await?;
+        let acceleration = vm::probe::acceleration(&settings.state, hypervisor_version).await?;
+        let hardware = hello::Hardware::read(&settings.state)?;
+        let host = host::Host::new(settings, link.clone(), self.inner.observed.clone(), acceleration)?;
+        let ledger = Ledger::open(settings.state.join("ledger.json"))?;
+        let hello = Hello {
+            vcpus: hardware.vcpus,
+            memory_mib: hardware.memory_mib,
+            disk_gib: hardware.disk_gib,
+            machine: "qemu".into(),
+            acceleration: acceleration.name().into(),
+            hypervisor_version,
+            cpu_info: hardware.cpu_info,
+            booted: hardware.booted,
+            ..self.hello()
+        };
+        Ok((Machine::Qemu(host::Machine::new(Arc::new(host)), self.inner.clone()), ledger, hello))
+    }
+
+    /// What is the same for both machines.
     fn hello(&self) -> Hello {
         let settings = &self.inner.settings;
-        let simulated = match &settings.machine {
-            MachineKind::Simulated(simulated) => simulated.clone(),
-            MachineKind::Qemu => Simulated::default(),
-        };
         Hello {
             name: settings.name.clone(),
             id: settings.id,
-            vcpus: simulated.vcpus,
-            memory_mib: simulated.memory_mib,
-            disk_gib: simulated.disk_gib,
-            machine: "simulated".into(),
+            vcpus: 0,
+            memory_mib: 0,
+            disk_gib: 0,
+            machine: String::new(),
             acceleration: "tcg".into(),
             hypervisor_version: 0,
-            cpu_info: "{}".into(),
+            cpu_info: String::new(),
             address: settings.address,
             booted: 0,
         }
@@ -121,8 +162,12 @@ impl Node {
     pub fn console(&self, vm: Uuid, lines: Option<usize>) -> Result<String> {
         let document = self.inner.document.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let absent = || Error::not_found(format!("server {vm} is not on this node"));
-        let vm = simulated::vm_of(&document, vm).ok_or_else(absent)?;
-        Ok(tail(&simulated::console(vm), lines).to_string())
+        let section = simulated::vm_of(&document, vm).ok_or_else(absent)?;
+        let text = match &self.inner.settings.machine {
+            MachineKind::Qemu => host::files(&self.inner.settings.state, vm).console()?,
+            MachineKind::Simulated(_) => simulated::console(section),
+        };
+        Ok(tail(&text, lines).to_string())
     }
 }
 
@@ -140,17 +185,21 @@ fn tail(text: &str, lines: Option<usize>) -> &str {
 
 impl Machine {
     async fn act(&mut self, before: &Document, document: &Arc<Document>) -> Result<()> {
+        let (Machine::Qemu(_, inner) | Machine::Simulated(_, inner)) = self;
+        *inner.document.lock().unwrap_or_else(PoisonError::into_inner) = document.clone();
         match self {
-            Machine::Simulated(machine, inner) => {
-                *inner.document.lock().unwrap_or_else(PoisonError::into_inner) = document.clone();
+            Machine::Qemu(machine, _) => machine.act(document).await,
+            Machine::Simulated(machine, _) => {
                 machine.act(before, document);
                 Ok(())
             }
         }
     }
 
+    /// Time passes in the machine while the node waits for its plane.
     async fn settle(&mut self, document: &Document) {
         match self {
+            Machine::Qemu(..) => std::future::pending().await,
             Machine::Simulated(machine, _) => machine.settle(document).await,
         }
     }

@@ -17,6 +17,8 @@ pub struct Observed {
 struct State {
     generation: Generation,
     told: Generation,
+    /// The first document has been acted on: what is here is what there is.
+    ready: bool,
     whole: bool,
     vms: BTreeMap<Uuid, VmReport>,
     ports: BTreeMap<Uuid, PortReport>,
@@ -29,6 +31,7 @@ impl Default for State {
         State {
             generation: Generation::default(),
             told: Generation::default(),
+            ready: false,
             whole: true,
             vms: BTreeMap::new(),
             ports: BTreeMap::new(),
@@ -45,7 +48,9 @@ impl Observed {
 
     /// From here on what is seen was seen by one who knows this document.
     pub fn acted_on(&self, generation: Generation) {
-        self.state().generation = generation;
+        let mut state = self.state();
+        state.generation = generation;
+        state.ready = true;
         self.changed.notify_one();
     }
 
@@ -113,7 +118,8 @@ fn put<T: PartialEq>(map: &mut BTreeMap<Uuid, T>, id: Uuid, seen: Option<T>) -> 
 
 impl State {
     fn take(&mut self) -> Option<Report> {
-        if !self.whole && self.untold.is_empty() && self.told == self.generation {
+        let nothing = !self.whole && self.untold.is_empty() && self.told == self.generation;
+        if nothing || !self.ready {
             return None;
         }
         let untold = std::mem::take(&mut self.untold);
@@ -149,6 +155,8 @@ mod tests {
         let observed = Observed::default();
         let [a, b] = [1, 2].map(Uuid::from_u128);
         observed.vm(a, vm(VmState::Running));
+        assert!(observed.state().take().is_none());
+        observed.acted_on(Generation::default());
         let first = observed.next().await;
         assert!(first.whole && first.vms.len() == 1);
         observed.vm(a, vm(VmState::Running));

@@ -20,6 +20,7 @@ fn start(plane: &Arc<Plane>, n: u128, delay: Duration) -> (Node, tokio::task::Jo
         cloud: 1,
         uplink: None,
         address: [127, 0, 0, 1].into(),
+        guest_uids: None,
     });
     let (run, link) = (node.clone(), plane.link());
     (node, tokio::spawn(async move { run.run(link, std::future::pending()).await.unwrap() }))

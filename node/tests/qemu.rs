@@ -1,0 +1,213 @@
+//! Real guests under QEMU: from boot to power button, restart of the node, images and faults.
+//!
+//! Needs qemu-system-x86_64 and the guest image (`guest/build`, or `SHISA_GUEST`).
+
+#![allow(clippy::unwrap_used)]
+
+mod plane;
+
+use base::node::{Image, Power, Section, SectionKey, Vm, VmState};
+use node::{MachineKind, Node, Settings};
+use plane::{Plane, vm};
+use sha2::{Digest, Sha512};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+const CLOUD: u32 = 0x7e57;
+/// A boot under emulation on a busy machine.
+const BOOT_SECS_MAX: u64 = 120;
+
+fn qemu_is_missing() -> bool {
+    let missing = std::process::Command::new("qemu-system-x86_64").arg("--version").output().is_err();
+    if missing {
+        println!("skipped: this machine has no qemu-system-x86_64");
+    }
+    missing
+}
+
+fn guest_image() -> PathBuf {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest/out/guest.qcow2");
+    let path = std::env::var_os("SHISA_GUEST").map_or(built, PathBuf::from);
+    assert!(path.exists(), "{} is not there: run guest/build first", path.display());
+    path
+}
+
+/// A node's directory; its guests end with it.
+struct State(tempfile::TempDir);
+
+impl State {
+    fn new() -> State {
+        let directory = tempfile::tempdir().unwrap();
+        // Guests run as users of their own and must reach their files.
+        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
+        State(directory)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn run_of(&self, vm: Uuid) -> serde_json::Value {
+        let path = self.path().join("vms").join(vm.to_string()).join("run.json");
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        let state = self.path().to_path_buf();
+        let down = || tokio::runtime::Runtime::new().unwrap().block_on(async move { node::down(&state, CLOUD).await });
+        std::thread::spawn(down).join().unwrap().unwrap();
+    }
+}
+
+struct Running {
+    node: Node,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Running {
+    fn start(state: &State, plane: &Arc<Plane>) -> Running {
+        let node = Node::new(Settings {
+            name: "node".into(),
+            id: Uuid::from_u128(1),
+            state: state.path().into(),
+            machine: MachineKind::Qemu,
+            cloud: CLOUD,
+            uplink: None,
+            address: [127, 0, 0, 1].into(),
+            guest_uids: Some(1_700_000_000),
+        });
+        let (run, link) = (node.clone(), plane.link());
+        let task = tokio::spawn(async move { run.run(link, std::future::pending()).await.unwrap() });
+        Running { node, task }
+    }
+
+    /// As a crash would: nothing is said to anybody.
+    async fn crash(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+
+    async fn says(&self, vm: Uuid, words: &str, times: usize) -> Duration {
+        let begin = Instant::now();
+        loop {
+            let console = self.node.console(vm, None).unwrap_or_default();
+            if console.matches(words).count() >= times {
+                return begin.elapsed();
+            }
+            let late = begin.elapsed().as_secs() > BOOT_SECS_MAX;
+            assert!(!late, "the guest did not say '{words}' {times} times:\n{console}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+fn put_image(plane: &Plane, id: Uuid) {
+    let path = guest_image();
+    let bytes = std::fs::read(&path).unwrap();
+    let sha512 = Sha512::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+    let image = Image { id, format: "qcow2".into(), size: bytes.len() as u64, sha512 };
+    plane.images.lock().unwrap().insert(id, path);
+    plane.change(|sections| _ = sections.insert(SectionKey::Image(id), Section::Image(image)));
+}
+
+fn put(plane: &Plane, vm: Vm) {
+    plane.change(|sections| _ = sections.insert(SectionKey::Vm(vm.id), Section::Vm(vm)));
+}
+
+/// A guest without image: QEMU runs its firmware.
+fn bare(n: u128) -> Vm {
+    Vm { memory_mib: 32, ..vm(n) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_boots_reboots_and_stops_by_its_power_button() {
+    if qemu_is_missing() {
+        return;
+    }
+    let (state, plane) = (State::new(), Plane::new());
+    let image = Uuid::from_u128(7);
+    let wish = Vm { image: Some(image), ephemeral_gib: 1, swap_mib: 16, config_drive: true, ..vm(1) };
+    put_image(&plane, image);
+    put(&plane, wish.clone());
+    let begin = Instant::now();
+    let running = Running::start(&state, &plane);
+    plane.until_state(60, wish.id, VmState::Running).await;
+    println!("running after {:?}", begin.elapsed());
+    running.says(wish.id, "ssh ready", 1).await;
+    println!("ssh ready after {:?}", begin.elapsed());
+
+    let begin = Instant::now();
+    put(&plane, Vm { reboots: 1, ..wish.clone() });
+    plane.until(60, |told| told.vms[&wish.id].reboots == 1).await;
+    println!("soft reboot took {:?}", begin.elapsed());
+    running.says(wish.id, "ssh ready", 2).await;
+
+    let begin = Instant::now();
+    put(&plane, Vm { power: Power::Off, reboots: 1, ..wish.clone() });
+    plane.until_state(60, wish.id, VmState::Stopped).await;
+    println!("stop took {:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(30), "the guest did not hear its power button");
+    plane.change(|sections| sections.clear());
+    plane.until(30, |told| told.vms.is_empty()).await;
+    assert_eq!(std::fs::read_dir(state.path().join("vms")).unwrap().count(), 0);
+    running.crash().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_comes_back_adopts_its_guests_and_touches_nothing() {
+    if qemu_is_missing() {
+        return;
+    }
+    let (state, plane) = (State::new(), Plane::new());
+    let id = bare(1).id;
+    put(&plane, bare(1));
+    let running = Running::start(&state, &plane);
+    plane.until_state(60, id, VmState::Running).await;
+    let before = state.run_of(id);
+    running.crash().await;
+    plane.told.send_modify(|told| told.vms.clear());
+    plane.away.send_replace(true);
+    let running = Running::start(&state, &plane);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    plane.away.send_replace(false);
+    plane.until_state(60, id, VmState::Running).await;
+    assert_eq!(state.run_of(id), before);
+
+    let hard = Vm { reboots: 1, reboot_hard: true, ..bare(1) };
+    put(&plane, hard.clone());
+    plane.until(60, |told| told.vms[&id].state == VmState::Running && told.vms[&id].reboots == 1).await;
+    assert_ne!(state.run_of(id)["process"], before["process"]);
+
+    let pid = state.run_of(id)["process"]["pid"].as_i64().unwrap();
+    assert!(std::process::Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+    let failed = plane.until_state(60, id, VmState::Failed).await;
+    assert!(failed.fault.unwrap().starts_with("QEMU ended"));
+    put(&plane, Vm { reboots: 2, ..hard });
+    plane.until_state(60, id, VmState::Running).await;
+    running.crash().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_cannot_start_says_why_and_holds_up_no_other() {
+    if qemu_is_missing() {
+        return;
+    }
+    let (state, plane) = (State::new(), Plane::new());
+    let image = Image { id: Uuid::from_u128(9), format: "raw".into(), size: 10, sha512: "00".into() };
+    plane.images.lock().unwrap().insert(image.id, "/proc/version".into());
+    plane.change(|sections| _ = sections.insert(SectionKey::Image(image.id), Section::Image(image.clone())));
+    put(&plane, Vm { image: Some(image.id), ..bare(1) });
+    put(&plane, Vm { image: Some(Uuid::from_u128(10)), ..bare(2) });
+    put(&plane, bare(3));
+    let running = Running::start(&state, &plane);
+    let failed = plane.until_state(60, bare(1).id, VmState::Failed).await;
+    assert!(failed.fault.unwrap().contains("checksum"));
+    plane.until_state(60, bare(3).id, VmState::Running).await;
+    assert_eq!(plane.told.borrow().vms[&bare(2).id].state, VmState::Building);
+    running.crash().await;
+}
