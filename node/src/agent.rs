@@ -11,7 +11,7 @@ use crate::Machine;
 use crate::ledger::Ledger;
 use crate::link::Link;
 use crate::observed::Observed;
-use base::node::{DOCUMENT_WAIT_MAX, Document, Hello, Patch};
+use base::node::{DOCUMENT_WAIT_MAX, Document, Generation, Hello, Patch};
 use base::{Error, Kind, Result};
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,8 +65,12 @@ pub async fn tell(link: &Link, observed: &Observed) {
 }
 
 /// Does what the document says, for ever; first what the ledger had of it.
+///
+/// A node that never had a document does nothing before the plane speaks: guests that it finds may be wanted.
 pub async fn follow(link: &Link, mut ledger: Ledger, machine: &mut Machine) -> Result<()> {
-    machine.act(&Document::default(), ledger.document()).await?;
+    if ledger.document().generation > Generation::default() {
+        machine.act(&Document::default(), ledger.document()).await?;
+    }
     let mut retry = Retry(RETRY_MIN);
     loop {
         let asked = tokio::time::Instant::now();

@@ -148,12 +148,6 @@ impl Machine {
         self.keepers.insert(id, Keeper { wanted, wake, task });
         Ok(())
     }
-
-    pub fn wake(&self, id: Uuid) {
-        if let Some(keeper) = self.keepers.get(&id) {
-            keeper.wake.notify_one();
-        }
-    }
 }
 
 fn vm_key(key: &SectionKey) -> Option<Uuid> {
@@ -208,7 +202,7 @@ pub async fn down(state: &Path, cloud: u32) -> Result<()> {
     }
     for id in guests {
         forget(&files(state, id))?;
-        vm::cgroup::leave(cloud, id);
+        vm::cgroup::leave(cloud, id).await;
     }
     vm::cgroup::remove(cloud);
     Ok(())

@@ -28,7 +28,8 @@ use ledger::Ledger;
 use observed::Observed;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use tokio::sync::watch;
 use uuid::Uuid;
 
 /// What a node is told by its operator.
@@ -65,7 +66,7 @@ struct Inner {
     settings: Settings,
     observed: Arc<Observed>,
     /// The newest document, for those who ask the node directly.
-    document: Mutex<Arc<Document>>,
+    document: watch::Sender<Arc<Document>>,
 }
 
 /// What carries a document out.
@@ -76,7 +77,7 @@ enum Machine {
 
 impl Node {
     pub fn new(settings: Settings) -> Node {
-        let inner = Inner { settings, observed: Arc::default(), document: Mutex::default() };
+        let inner = Inner { settings, observed: Arc::default(), document: watch::channel(Arc::default()).0 };
         Node { inner: Arc::new(inner) }
     }
 
@@ -160,7 +161,7 @@ impl Node {
     ///
     /// Errors: `NotFound` when the guest is not on this node.
     pub fn console(&self, vm: Uuid, lines: Option<usize>) -> Result<String> {
-        let document = self.inner.document.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let document = self.inner.document.borrow().clone();
         let absent = || Error::not_found(format!("server {vm} is not on this node"));
         let section = simulated::vm_of(&document, vm).ok_or_else(absent)?;
         let text = match &self.inner.settings.machine {
@@ -186,7 +187,7 @@ fn tail(text: &str, lines: Option<usize>) -> &str {
 impl Machine {
     async fn act(&mut self, before: &Document, document: &Arc<Document>) -> Result<()> {
         let (Machine::Qemu(_, inner) | Machine::Simulated(_, inner)) = self;
-        *inner.document.lock().unwrap_or_else(PoisonError::into_inner) = document.clone();
+        inner.document.send_replace(document.clone());
         match self {
             Machine::Qemu(machine, _) => machine.act(document).await,
             Machine::Simulated(machine, _) => {

@@ -16,7 +16,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
-const CLOUD: u32 = 0x7e57;
 /// A boot under emulation on a busy machine.
 const BOOT_SECS_MAX: u64 = 120;
 
@@ -36,14 +35,16 @@ fn guest_image() -> PathBuf {
 }
 
 /// A node's directory; its guests end with it.
-struct State(tempfile::TempDir);
+struct State(tempfile::TempDir, u32);
 
 impl State {
     fn new() -> State {
         let directory = tempfile::tempdir().unwrap();
         // Guests run as users of their own and must reach their files.
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
-        State(directory)
+        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let n = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        State(directory, std::process::id() << 8 | n)
     }
 
     fn path(&self) -> &Path {
@@ -58,8 +59,10 @@ impl State {
 
 impl Drop for State {
     fn drop(&mut self) {
-        let state = self.path().to_path_buf();
-        let down = || tokio::runtime::Runtime::new().unwrap().block_on(async move { node::down(&state, CLOUD).await });
+        let (state, cloud) = (self.path().to_path_buf(), self.1);
+        let down = move || {
+            tokio::runtime::Runtime::new().unwrap().block_on(async move { node::down(&state, cloud).await })
+        };
         std::thread::spawn(down).join().unwrap().unwrap();
     }
 }
@@ -76,7 +79,7 @@ impl Running {
             id: Uuid::from_u128(1),
             state: state.path().into(),
             machine: MachineKind::Qemu,
-            cloud: CLOUD,
+            cloud: state.1,
             uplink: None,
             address: [127, 0, 0, 1].into(),
             guest_uids: Some(1_700_000_000),
@@ -140,6 +143,8 @@ async fn a_guest_boots_reboots_and_stops_by_its_power_button() {
     println!("running after {:?}", begin.elapsed());
     running.says(wish.id, "ssh ready", 1).await;
     println!("ssh ready after {:?}", begin.elapsed());
+    // It has its name from the config drive.
+    running.says(wish.id, "vm-1 login:", 1).await;
 
     let begin = Instant::now();
     put(&plane, Vm { reboots: 1, ..wish.clone() });

@@ -73,5 +73,9 @@ async fn a_thousand_nodes_with_ten_guests_each_fit_in_one_process() {
     });
     let nodes: Vec<_> = (0..1000).map(|n| start(&plane, n, Duration::ZERO)).collect();
     plane.until(60, |told| told.reports >= 1000 && told.vms.len() == 10).await;
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let resident_mib = statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096 >> 20;
+    println!("{resident_mib} MiB are resident");
+    assert!(resident_mib < 300);
     nodes.iter().for_each(|(_, task)| task.abort());
 }

@@ -6,9 +6,12 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use uuid::Uuid;
 
 const MOUNT: &str = "/sys/fs/cgroup";
+const LEAVE_TRIES: u32 = 10;
+const LEAVE_EVERY: Duration = Duration::from_millis(20);
 const V1: [&str; 4] = ["cpu", "cpuacct", "memory", "pids"];
 
 fn hierarchies() -> Vec<PathBuf> {
@@ -53,10 +56,18 @@ fn weigh(group: &Path, vcpus: u32) {
     let _ = fs::write(group.join("cpu.weight"), (shares * 100 / 1024).min(10_000).to_string());
 }
 
-/// Removes a guest's groups, empty by now. What is not there or not empty stays.
-pub fn leave(cloud: u32, vm: Uuid) {
+/// Removes a guest's groups. A process that has just ended keeps them busy for a moment; what stays then is empty and
+/// does no harm.
+pub async fn leave(cloud: u32, vm: Uuid) {
     for root in hierarchies() {
-        let _ = fs::remove_dir(cloud_of(&root, cloud).join(vm.to_string()));
+        let group = cloud_of(&root, cloud).join(vm.to_string());
+        let busy = |result: io::Result<()>| result.is_err_and(|e| e.kind() == io::ErrorKind::ResourceBusy);
+        for _ in 0..LEAVE_TRIES {
+            if !busy(fs::remove_dir(&group)) {
+                break;
+            }
+            tokio::time::sleep(LEAVE_EVERY).await;
+        }
     }
 }
 

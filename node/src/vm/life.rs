@@ -301,7 +301,7 @@ impl Life {
             (Step::Start, Some(guest)) => self.start(guest).await?,
             (Step::AttachNic(port), Some(guest)) => self.attach(guest, port).await?,
             (Step::DetachNic(port), _) => self.detach(port).await?,
-            (Step::RemoveFiles, _) => self.remove_files()?,
+            (Step::RemoveFiles, _) => self.remove_files().await?,
             (Step::MakeDisks | Step::Start | Step::AttachNic(_), None) => {}
         }
         Ok(true)
@@ -376,7 +376,7 @@ impl Life {
         }
         self.disconnect();
         self.asked = None;
-        cgroup::leave(self.host.cloud, self.id);
+        cgroup::leave(self.host.cloud, self.id).await;
         Ok(())
     }
 
@@ -494,8 +494,8 @@ impl Life {
         qmp.run("netdev_del", json!({ "id": machine::network(port) })).await.map(|_| ())
     }
 
-    fn remove_files(&self) -> Result<()> {
-        cgroup::leave(self.host.cloud, self.id);
+    async fn remove_files(&self) -> Result<()> {
+        cgroup::leave(self.host.cloud, self.id).await;
         file::remove_directory(&self.files.all)
     }
 

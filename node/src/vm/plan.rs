@@ -9,9 +9,7 @@
 //! QEMU stays, paused, when its guest powers off (`Halted`), so that this is seen even if nobody looked when it
 //! happened. An end that nobody asked for is kept as `Ended`: such a guest is not started again by itself.
 
-use base::node::{
-    Document, GuestMetadata, Image, Port, Power, Section, SectionKey, Subnet, Vm, VmReport, VmState,
-};
+use base::node::{Document, Image, Port, Power, Section, SectionKey, Subnet, Vm, VmReport, VmState};
 use std::collections::BTreeSet;
 use uuid::Uuid;
 
@@ -41,10 +39,6 @@ impl Guest {
         };
         let nics = vm.ports.iter().filter_map(|port| Nic::of(document, *port)).collect();
         Some(Guest { vm: vm.clone(), nics, image })
-    }
-
-    pub fn metadata(&self) -> &GuestMetadata {
-        &self.vm.metadata
     }
 }
 
@@ -221,6 +215,7 @@ pub fn report(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use base::node::GuestMetadata;
 
     fn guest(power: Power, reboots: u64, hard: bool) -> Guest {
         let vm = Vm {

@@ -186,3 +186,66 @@ fn send_once(socket: BorrowedFd, bytes: &[u8], descriptor: Option<BorrowedFd>) -
     }
     Ok(sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base::Kind;
+    use std::process::{Command, Stdio};
+
+    struct Qemu(std::process::Child);
+
+    impl Drop for Qemu {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    /// None: there is no QEMU here.
+    async fn qemu(directory: &Path) -> Option<(Qemu, Qmp)> {
+        let child = Command::new("qemu-system-x86_64")
+            .args(["-machine", "none", "-S", "-nodefaults", "-display", "none"])
+            .args(["-qmp", "unix:qmp,server=on,wait=off"])
+            .current_dir(directory)
+            .stdin(Stdio::null())
+            .spawn();
+        let Ok(child) = child else {
+            println!("skipped: this machine has no qemu-system-x86_64");
+            return None;
+        };
+        let child = Qemu(child);
+        for _ in 0..200 {
+            if let Ok(qmp) = Qmp::connect(directory, "qmp").await {
+                return Some((child, qmp));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("QEMU did not open its monitor");
+    }
+
+    #[tokio::test]
+    async fn commands_events_refusals_descriptors_and_the_end() {
+        let directory = tempfile::tempdir().unwrap();
+        // Longer than the path of a socket may be.
+        let long = directory.path().join("x".repeat(120));
+        std::fs::create_dir(&long).unwrap();
+        let Some((_child, qmp)) = qemu(&long).await else { return };
+        assert_eq!(qmp.run("query-status", json!({})).await.unwrap()["running"], false);
+        let refused = qmp.run("no-such-command", json!({})).await.unwrap_err();
+        assert_eq!(refused.kind(), Kind::Conflict);
+        assert!(refused.message().starts_with("no-such-command: "));
+        let file = std::fs::File::open("/dev/null").unwrap();
+        qmp.give("null", file.as_fd()).await.unwrap();
+        qmp.run("closefd", json!({ "fdname": "null" })).await.unwrap();
+        let both = tokio::join!(qmp.run("query-name", json!({})), qmp.run("query-kvm", json!({})));
+        assert!(both.0.is_ok() && both.1.unwrap()["enabled"] == false);
+        let mut events = qmp.events();
+        qmp.run("quit", json!({})).await.unwrap();
+        assert_eq!(events.recv().await.unwrap().name, "SHUTDOWN");
+        while qmp.open() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(qmp.run("query-name", json!({})).await.unwrap_err().kind(), Kind::Unavailable);
+    }
+}
