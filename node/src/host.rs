@@ -3,6 +3,7 @@
 use crate::Settings;
 use crate::image::Images;
 use crate::link::Link;
+use crate::network::{Keep, Network};
 use crate::observed::Observed;
 use crate::vm::life::{Files, Life, Run};
 use crate::vm::plan::{self, Guest};
@@ -32,6 +33,8 @@ pub struct Host {
     pub acceleration: Acceleration,
     pub images: Images,
     pub observed: Arc<Observed>,
+    /// None: guests have no network.
+    network: Option<Arc<Network>>,
     guest_uids: Option<u32>,
 }
 
@@ -46,6 +49,7 @@ impl Host {
         link: Link,
         observed: Arc<Observed>,
         acceleration: Acceleration,
+        network: Option<Arc<Network>>,
     ) -> Result<Host> {
         let state = settings.state.clone();
         for name in ["", "vms", "images"] {
@@ -55,7 +59,7 @@ impl Host {
         }
         let images = Images::new(state.join("images"), link);
         let guest_uids = settings.guest_uids.filter(|_| rustix::process::geteuid().is_root());
-        Ok(Host { state, cloud: settings.cloud, acceleration, images, observed, guest_uids })
+        Ok(Host { state, cloud: settings.cloud, acceleration, images, observed, network, guest_uids })
     }
 
     pub fn files(&self, vm: Uuid) -> Files {
@@ -76,7 +80,10 @@ impl Host {
     }
 
     pub async fn open_tap(&self, port: Uuid) -> Result<OwnedFd> {
-        Err(Error::unavailable(format!("port {port} has no network yet")))
+        match &self.network {
+            Some(network) => network.open_tap(port).await,
+            None => Err(Error::invalid("this node has no network")),
+        }
     }
 }
 
@@ -97,11 +104,30 @@ impl Drop for Keeper {
 pub struct Machine {
     host: Arc<Host>,
     keepers: BTreeMap<Uuid, Keeper>,
+    network: Option<Woken>,
+}
+
+/// The network's loop.
+struct Woken {
+    wake: Arc<Notify>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Woken {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl Machine {
-    pub fn new(host: Arc<Host>) -> Machine {
-        Machine { host, keepers: BTreeMap::new() }
+    pub fn new(host: Arc<Host>, document: watch::Receiver<Arc<Document>>) -> Machine {
+        let network = host.network.clone().map(|network| {
+            let keep = Keep::new(network, host.observed.clone(), document, host.state.clone());
+            let wake = Arc::new(Notify::new());
+            let own = wake.clone();
+            Woken { wake, task: tokio::spawn(async move { pass::run(keep, &own).await }) }
+        });
+        Machine { host, keepers: BTreeMap::new(), network }
     }
 
     /// Hands each guest its wish; the guests' own tasks do the rest.
@@ -111,6 +137,9 @@ impl Machine {
         let known = there.iter().chain(self.keepers.keys()).chain(&wanted).copied();
         for id in known.collect::<BTreeSet<_>>() {
             self.wish(id, Guest::of(document, id))?;
+        }
+        if let Some(network) = &self.network {
+            network.wake.notify_one();
         }
         self.keepers.retain(|id, _| wanted.contains(id) || self.host.observed.vm_now(*id).is_some());
         self.host.images.keep(&used_images(document, &there, &self.host));

@@ -14,6 +14,7 @@ mod image;
 mod ledger;
 mod link;
 mod metadata;
+mod network;
 mod observed;
 mod simulated;
 mod vm;
@@ -25,6 +26,7 @@ pub use simulated::Simulated;
 use base::node::{Document, Hello};
 use base::{Error, Result};
 use ledger::Ledger;
+use network::Network;
 use observed::Observed;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -46,6 +48,8 @@ pub struct Settings {
     pub uplink: Option<String>,
     /// Underlay address.
     pub address: IpAddr,
+    /// False: no network is made, and a guest with ports does not start.
+    pub fabric: bool,
     /// The first of 65,536 user ids that guests run as; none, or when we are not root: our own.
     pub guest_uids: Option<u32>,
 }
@@ -123,7 +127,10 @@ impl Node {
         let hypervisor_version = hello::qemu_version().await?;
         let acceleration = vm::probe::acceleration(&settings.state, hypervisor_version).await?;
         let hardware = hello::Hardware::read(&settings.state)?;
-        let host = host::Host::new(settings, link.clone(), self.inner.observed.clone(), acceleration)?;
+        let network = self.network().await?;
+        let observed = self.inner.observed.clone();
+        let host = host::Host::new(settings, link.clone(), observed, acceleration, network)?;
+        let machine = host::Machine::new(Arc::new(host), self.inner.document.subscribe());
         let ledger = Ledger::open(settings.state.join("ledger.json"))?;
         let hello = Hello {
             vcpus: hardware.vcpus,
@@ -136,7 +143,20 @@ impl Node {
             booted: hardware.booted,
             ..self.hello()
         };
-        Ok((Machine::Qemu(host::Machine::new(Arc::new(host)), self.inner.clone()), ledger, hello))
+        Ok((Machine::Qemu(machine, self.inner.clone()), ledger, hello))
+    }
+
+    async fn network(&self) -> Result<Option<Arc<Network>>> {
+        let settings = &self.inner.settings;
+        if !settings.fabric {
+            return Ok(None);
+        }
+        let fabric = fabric::Settings {
+            cloud: settings.cloud,
+            node_address: settings.address,
+            uplink: settings.uplink.clone(),
+        };
+        Ok(Some(Arc::new(Network::new(fabric::Fabric::open(fabric).await?))))
     }
 
     /// What is the same for both machines.

@@ -20,6 +20,7 @@ fn start(plane: &Arc<Plane>, n: u128, delay: Duration) -> (Node, tokio::task::Jo
         cloud: 1,
         uplink: None,
         address: [127, 0, 0, 1].into(),
+        fabric: false,
         guest_uids: None,
     });
     let (run, link) = (node.clone(), plane.link());
@@ -74,7 +75,7 @@ async fn a_thousand_nodes_with_ten_guests_each_fit_in_one_process() {
     let nodes: Vec<_> = (0..1000).map(|n| start(&plane, n, Duration::ZERO)).collect();
     plane.until(60, |told| told.reports >= 1000 && told.vms.len() == 10).await;
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    let resident_mib = statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096 >> 20;
+    let resident_mib = statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096 / 1_048_576;
     println!("{resident_mib} MiB are resident");
     assert!(resident_mib < 300);
     nodes.iter().for_each(|(_, task)| task.abort());

@@ -16,7 +16,6 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Body;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
@@ -34,10 +33,10 @@ const HEAD_MAX: usize = 16 * 1024;
 const PASSWORD_MAX: usize = 255 * 4;
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
-/// Who may come through one listener.
+/// Who comes through one listener: the guests of a network.
 #[derive(Clone)]
 pub struct Door {
-    pub networks: BTreeSet<Uuid>,
+    pub network: Uuid,
     pub document: watch::Receiver<Arc<Document>>,
     pub state: PathBuf,
 }
@@ -109,7 +108,7 @@ fn is_password(path: &str) -> bool {
     matches!(parts.as_slice(), ["openstack", version, "password"] if super::OPENSTACK_VERSIONS.contains(version))
 }
 
-/// The guest with a port of this address on a network behind the door.
+/// The guest with a port of this address on the network behind the door.
 fn find(door: &Door, from: IpAddr) -> Option<Guest> {
     let document = door.document.borrow().clone();
     let has = |port: &Port| match from {
@@ -117,7 +116,7 @@ fn find(door: &Door, from: IpAddr) -> Option<Guest> {
         _ => port.fixed.iter().any(|fixed| fixed.address == from.to_canonical()),
     };
     let vm = document.sections.values().find_map(|section| match section {
-        Section::Port(port) if door.networks.contains(&port.network) && has(port) => port.vm,
+        Section::Port(port) if port.network == door.network && has(port) => port.vm,
         _ => None,
     })?;
     Guest::of(&document, vm)
@@ -189,7 +188,7 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(state.path().join("vms").join(guest_id().to_string())).unwrap();
         let (_keep, document) = watch::channel(Arc::new(document("127.0.0.1")));
-        let door = Door { networks: [network_id()].into(), document, state: state.path().into() };
+        let door = Door { network: network_id(), document, state: state.path().into() };
         assert_eq!(get(&door, "/latest/meta-data/hostname").await, (200, "vm-1".into()));
         assert_eq!(get(&door, "//2009-04-04/meta-data/public-keys/").await, (200, "0=laptop".into()));
         assert_eq!(get(&door, "/latest/user-data").await.0, 404);
@@ -205,7 +204,7 @@ mod tests {
         assert_eq!(get(&door, password).await, (200, "secret".into()));
         assert_eq!(post(&door, "/openstack/latest/meta_data.json", "x").await.0, 405);
 
-        let elsewhere = Door { networks: BTreeSet::new(), ..door };
+        let elsewhere = Door { network: Uuid::nil(), ..door };
         assert_eq!(get(&elsewhere, "/latest/meta-data/hostname").await.0, 404);
     }
 }
