@@ -13,6 +13,6 @@ pub mod units;
 
 pub use context::{Context, Scope};
 pub use error::{Error, Kind, Result};
-pub use id::{Id, IdKind};
+pub use id::{DomainId, GroupId, Id, IdKind, ProjectId, RoleId, UserId};
 pub use secret::Secret;
 pub use time::Timestamp;

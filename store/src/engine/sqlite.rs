@@ -1,0 +1,187 @@
+//! SQLite in WAL mode with `synchronous=FULL`: the embedded engine, one process on one machine.
+//!
+//! Tables: `meta` (format, epoch), `image` (newest image of each record), `log`. The process that has the file open
+//! holds it exclusively; a second one is told so in a sentence.
+
+use super::{Append, Batch, Engine, Head};
+use crate::log::{Revision, Written};
+use base::{Error, Result, Timestamp};
+use rusqlite::{Connection, OptionalExtension, params};
+use std::path::Path;
+use std::time::Duration;
+
+/// The format this version writes. A larger one in the file is of a newer version.
+pub const FORMAT: i64 = 1;
+/// The log is kept this long (microseconds).
+const LOG_KEEP_MICROS: i64 = 3_600_000_000;
+/// Old entries are looked for after this many appends.
+const TRIM_EVERY: u64 = 256;
+
+pub struct Sqlite {
+    db: Connection,
+    appends: u64,
+}
+
+impl Sqlite {
+    /// Opens or makes the file.
+    ///
+    /// Errors: `Conflict` when another process has it open or a newer version wrote it.
+    pub fn open(path: &Path) -> Result<Sqlite> {
+        Sqlite::over(Connection::open(path).map_err(|e| named(path, e))?, "FULL").map_err(|e| at(path, e))
+    }
+
+    /// Opens over a connection that the caller made, with SQLite's `synchronous` setting: for tests of durability.
+    pub fn over(db: Connection, synchronous: &str) -> Result<Sqlite> {
+        db.busy_timeout(Duration::from_millis(500)).map_err(sql)?;
+        db.execute_batch(&format!(
+            "PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL; PRAGMA synchronous={synchronous};
+             PRAGMA wal_autocheckpoint=4000; PRAGMA cache_size=-16384;
+             CREATE TABLE IF NOT EXISTS meta(name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+             CREATE TABLE IF NOT EXISTS image(kind TEXT NOT NULL, key TEXT NOT NULL, body BLOB NOT NULL,
+                                              PRIMARY KEY(kind, key)) WITHOUT ROWID;
+             CREATE TABLE IF NOT EXISTS log(revision INTEGER PRIMARY KEY, epoch INTEGER NOT NULL,
+                                            at INTEGER NOT NULL, body BLOB NOT NULL);"
+        ))
+        .map_err(sql)?;
+        let mut engine = Sqlite { db, appends: 0 };
+        match engine.meta("format")? {
+            None => engine.set_meta("format", FORMAT)?,
+            Some(format) if format > FORMAT => {
+                return Err(Error::conflict(format!(
+                    "was written by a newer version (format {format}, this one reads {FORMAT}); start that version"
+                )));
+            }
+            Some(_) => {}
+        }
+        Ok(engine)
+    }
+
+    fn meta(&self, name: &str) -> Result<Option<i64>> {
+        let mut query = self.db.prepare_cached("SELECT value FROM meta WHERE name=?1").map_err(sql)?;
+        query.query_row([name], |row| row.get(0)).optional().map_err(sql)
+    }
+
+    fn set_meta(&mut self, name: &str, value: i64) -> Result<()> {
+        self.db
+            .execute(
+                "INSERT INTO meta VALUES(?1,?2) ON CONFLICT(name) DO UPDATE SET value=?2",
+                params![name, value],
+            )
+            .map_err(sql)?;
+        Ok(())
+    }
+
+    fn write(&mut self, batch: &Batch) -> rusqlite::Result<std::result::Result<(), String>> {
+        let trim = self.appends.is_multiple_of(TRIM_EVERY);
+        self.appends += 1;
+        let tx = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let epoch: i64 =
+            tx.prepare_cached("SELECT value FROM meta WHERE name='epoch'")?.query_row([], |r| r.get(0))?;
+        let head: i64 =
+            tx.prepare_cached("SELECT value FROM meta WHERE name='revision'")?.query_row([], |r| r.get(0))?;
+        if (epoch, head) != (batch.epoch as i64, batch.previous as i64) {
+            return Ok(Err(format!(
+                "it is at epoch {epoch} revision {head}, the batch expects {} and {}",
+                batch.epoch, batch.previous
+            )));
+        }
+        let mut last = (head, 0);
+        {
+            let mut log = tx.prepare_cached("INSERT INTO log VALUES(?1,?2,?3,?4)")?;
+            let mut put = tx.prepare_cached(
+                "INSERT INTO image VALUES(?1,?2,?3) ON CONFLICT(kind,key) DO UPDATE SET body=?3",
+            )?;
+            let mut delete = tx.prepare_cached("DELETE FROM image WHERE kind=?1 AND key=?2")?;
+            for (entry, body) in &batch.entries {
+                log.execute(params![entry.revision as i64, batch.epoch as i64, entry.time.0, body])?;
+                last = (entry.revision as i64, entry.time.0);
+                for (kind, key, image) in images(body) {
+                    match image {
+                        Some(image) => put.execute(params![kind, key, image.get().as_bytes()])?,
+                        None => delete.execute(params![kind, key])?,
+                    };
+                }
+            }
+        }
+        tx.prepare_cached("UPDATE meta SET value=?1 WHERE name='revision'")?.execute([last.0])?;
+        tx.prepare_cached("UPDATE meta SET value=?1 WHERE name='time'")?.execute([last.1])?;
+        if trim {
+            tx.prepare_cached("DELETE FROM log WHERE at<?1")?.execute([last.1 - LOG_KEEP_MICROS])?;
+        }
+        tx.commit()?;
+        Ok(Ok(()))
+    }
+}
+
+/// The after-images of an encoded entry, without decoding them.
+fn images(body: &[u8]) -> Vec<(String, String, Option<Box<serde_json::value::RawValue>>)> {
+    #[derive(serde::Deserialize)]
+    struct Changes {
+        changes: Vec<(String, String, Option<Box<serde_json::value::RawValue>>)>,
+    }
+    serde_json::from_slice::<Changes>(body).expect("the lane encoded it").changes
+}
+
+impl Engine for Sqlite {
+    fn load(&mut self, each: &mut dyn FnMut(&str, &[u8]) -> Result<()>) -> Result<Head> {
+        let epoch = self.meta("epoch")?.unwrap_or(0) + 1;
+        let revision = self.meta("revision")?.unwrap_or(0);
+        let time = self.meta("time")?.unwrap_or(0);
+        self.set_meta("epoch", epoch)?;
+        self.set_meta("revision", revision)?;
+        self.set_meta("time", time)?;
+        let mut query = self.db.prepare("SELECT kind, body FROM image").map_err(sql)?;
+        let mut rows = query.query([]).map_err(sql)?;
+        while let Some(row) = rows.next().map_err(sql)? {
+            let kind = row.get_ref(0).map_err(sql)?.as_str().map_err(|e| sql(e.into()))?;
+            let body = row.get_ref(1).map_err(sql)?.as_blob().map_err(|e| sql(e.into()))?;
+            each(kind, body)?;
+        }
+        Ok(Head { epoch: epoch as u64, revision: revision as u64, time: Timestamp(time) })
+    }
+
+    fn append(&mut self, batch: &Batch) -> Append {
+        match self.write(batch) {
+            Ok(Ok(())) => Append::Done,
+            Ok(Err(why)) => Append::Refused(why),
+            Err(error) => Append::Refused(format!("SQLite: {error}")),
+        }
+    }
+
+    fn tail(&mut self, after: Revision, limit: usize) -> Result<Vec<(Revision, Vec<u8>)>> {
+        let mut query = self
+            .db
+            .prepare_cached("SELECT revision, body FROM log WHERE revision>?1 ORDER BY revision LIMIT ?2")
+            .map_err(sql)?;
+        let rows = query.query_map(params![after as i64, limit as i64], |row| {
+            Ok((row.get::<_, i64>(0)? as Revision, row.get(1)?))
+        });
+        rows.map_err(sql)?.collect::<rusqlite::Result<_>>().map_err(sql)
+    }
+
+    fn close(&mut self) {
+        let _ = self.db.execute_batch("PRAGMA wal_checkpoint(TRUNCATE);");
+    }
+}
+
+/// Reads an encoded entry of the log.
+pub fn read_entry(body: &[u8]) -> Result<Written> {
+    serde_json::from_slice(body).map_err(|e| Error::internal("a log entry cannot be read").because(e))
+}
+
+fn sql(error: rusqlite::Error) -> Error {
+    match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
+            Error::conflict("is in use by another process").because(error)
+        }
+        _ => Error::internal("SQLite failed").because(error),
+    }
+}
+
+fn named(path: &Path, error: rusqlite::Error) -> Error {
+    at(path, sql(error))
+}
+
+fn at(path: &Path, error: Error) -> Error {
+    Error::new(error.kind(), format!("The state file {} {}.", path.display(), error.message())).because(error)
+}

@@ -1,0 +1,291 @@
+//! Tables and indexes: ordered persistent maps, so that a snapshot is a pointer and a reader never waits.
+
+use crate::index::{Index, IndexKey, IndexPart};
+use crate::log::Revision;
+use crate::record::{Image, Record, Schema};
+use crate::tx::Broken;
+use base::id::ProjectId;
+use base::{Error, Result, Timestamp};
+use imbl::{OrdMap, OrdSet};
+use serde_json::Value;
+use std::any::Any;
+use std::ops::Bound;
+use std::sync::Arc;
+
+/// Everything a cell knows at one revision. Cloning it costs a pointer per kind.
+#[derive(Clone)]
+pub struct State {
+    pub(crate) revision: Revision,
+    pub(crate) epoch: u64,
+    pub(crate) time: Timestamp,
+    pub(crate) schema: Arc<Schema>,
+    pub(crate) tables: Vec<Arc<dyn AnyTable>>,
+    sums: OrdMap<(ProjectId, &'static str), i64>,
+}
+
+impl State {
+    pub(crate) fn empty(schema: Arc<Schema>) -> State {
+        let tables = schema.kinds.iter().map(|kind| (kind.empty)()).collect();
+        State { revision: 0, epoch: 0, time: Timestamp::default(), schema, tables, sums: OrdMap::new() }
+    }
+
+    /// The last revision that is in this state.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// The epoch of the lane that wrote it.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    pub fn get<R: Record>(&self, key: &R::Key) -> Option<&Arc<R>> {
+        self.table::<R>().rows.get(key).map(|row| &row.record)
+    }
+
+    /// Every record of a kind, by key.
+    pub fn all<R: Record>(&self) -> impl Iterator<Item = &Arc<R>> + '_ {
+        self.table::<R>().rows.values().map(|row| &row.record)
+    }
+
+    /// The records after `key`, by key.
+    pub fn after<R: Record>(&self, key: &R::Key) -> impl Iterator<Item = &Arc<R>> + '_ {
+        let from = (Bound::Excluded(key.clone()), Bound::Unbounded);
+        self.table::<R>().rows.range(from).map(|(_, row)| &row.record)
+    }
+
+    /// The records that `index` has under `key`, by primary key.
+    pub fn by<R: Record>(&self, index: &Index<R>, key: impl IndexPart) -> impl Iterator<Item = &Arc<R>> + '_ {
+        let table = self.table::<R>();
+        let key = key.key();
+        table.indexes[position(index)]
+            .range((key.clone(), None)..)
+            .take_while(move |(k, _)| *k == key)
+            .filter_map(|(_, primary)| primary.as_ref())
+            .map(|primary| &table.rows.get(primary).expect("an index names rows that are there").record)
+    }
+
+    /// The first record that `index` has under `key`: the only one where the index is unique.
+    pub fn one<R: Record>(&self, index: &Index<R>, key: impl IndexPart) -> Option<&Arc<R>> {
+        self.by(index, key).next()
+    }
+
+    pub fn count<R: Record>(&self) -> usize {
+        self.table::<R>().rows.len()
+    }
+
+    /// How much of a resource the records of a project use together.
+    pub fn sum(&self, project: ProjectId, resource: &'static str) -> i64 {
+        self.sums.get(&(project, resource)).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn table<R: Record>(&self) -> &Table<R> {
+        self.tables[self.schema.slot::<R>()].as_any().downcast_ref().expect("the slot fixes the type")
+    }
+
+    fn table_mut(&mut self, slot: usize) -> &mut dyn AnyTable {
+        if Arc::get_mut(&mut self.tables[slot]).is_none() {
+            self.tables[slot] = self.tables[slot].cloned();
+        }
+        Arc::get_mut(&mut self.tables[slot]).expect("a fresh clone has one owner")
+    }
+
+    pub(crate) fn put<R: Record>(&mut self, record: Arc<R>) -> Result<Option<Arc<R>>, Broken> {
+        let slot = self.schema.slot::<R>();
+        let table =
+            self.table_mut(slot).as_any_mut().downcast_mut::<Table<R>>().expect("the slot fixes the type");
+        let before = table.put(record.clone())?;
+        if let Some(before) = &before {
+            self.tally(before.as_ref(), -1);
+        }
+        self.tally(record.as_ref(), 1);
+        Ok(before)
+    }
+
+    pub(crate) fn remove<R: Record>(&mut self, key: &R::Key) -> Option<Arc<R>> {
+        let slot = self.schema.slot::<R>();
+        let table =
+            self.table_mut(slot).as_any_mut().downcast_mut::<Table<R>>().expect("the slot fixes the type");
+        let before = table.remove(key)?;
+        self.tally(before.as_ref(), -1);
+        Some(before)
+    }
+
+    fn tally<R: Record>(&mut self, record: &R, sign: i64) {
+        let sums = &mut self.sums;
+        record.amounts(&mut |project, resource, n| {
+            *sums.entry((project, resource)).or_insert(0) += sign * n;
+        });
+    }
+
+    /// Puts an image as it stands in the engine. Used while loading.
+    pub(crate) fn load(&mut self, slot: usize, body: &[u8]) -> Result<()> {
+        let schema = self.schema.clone();
+        let (record, amounts) = self.table_mut(slot).load(body).map_err(|e| {
+            Error::internal(format!("a stored {} cannot be read", schema.kinds[slot].name)).because(e)
+        })?;
+        drop(record);
+        for (project, resource, n) in amounts {
+            *self.sums.entry((project, resource)).or_insert(0) += n;
+        }
+        Ok(())
+    }
+}
+
+fn position<R: Record>(index: &Index<R>) -> usize {
+    R::INDEXES
+        .iter()
+        .position(|i| i.name == index.name)
+        .unwrap_or_else(|| panic!("{} has no index {}", R::KIND, index.name))
+}
+
+/// A record and what a newer version wrote beside the fields that this one knows.
+#[derive(Clone)]
+pub(crate) struct Row<R> {
+    pub record: Arc<R>,
+    pub unknown: Option<Arc<Value>>,
+}
+
+#[derive(Clone)]
+pub(crate) struct Table<R: Record> {
+    pub rows: OrdMap<R::Key, Row<R>>,
+    indexes: Vec<OrdSet<(IndexKey, Option<R::Key>)>>,
+}
+
+impl<R: Record> Default for Table<R> {
+    fn default() -> Table<R> {
+        Table { rows: OrdMap::new(), indexes: R::INDEXES.iter().map(|_| OrdSet::new()).collect() }
+    }
+}
+
+impl<R: Record> Table<R> {
+    fn put(&mut self, record: Arc<R>) -> Result<Option<Arc<R>>, Broken> {
+        let key = record.key();
+        let before = self.rows.get(&key).cloned();
+        let mut new = Vec::new();
+        for (i, index) in R::INDEXES.iter().enumerate() {
+            new.clear();
+            (index.keys)(&record, &mut new);
+            if index.unique && self.taken(i, &new, &key) {
+                return Err(Broken { kind: R::KIND, index: index.name });
+            }
+        }
+        let (mut old, mut new) = (Vec::new(), Vec::new());
+        for (i, index) in R::INDEXES.iter().enumerate() {
+            old.clear();
+            new.clear();
+            if let Some(before) = &before {
+                (index.keys)(&before.record, &mut old);
+            }
+            (index.keys)(&record, &mut new);
+            for gone in old.iter().filter(|k| !new.contains(k)) {
+                self.indexes[i].remove(&(gone.clone(), Some(key.clone())));
+            }
+            for added in new.drain(..).filter(|k| !old.contains(k)) {
+                self.indexes[i].insert((added, Some(key.clone())));
+            }
+        }
+        let unknown = before.as_ref().and_then(|row| row.unknown.clone());
+        self.rows.insert(key, Row { record, unknown });
+        Ok(before.map(|row| row.record))
+    }
+
+    fn taken(&self, index: usize, keys: &[IndexKey], owner: &R::Key) -> bool {
+        keys.iter().any(|key| {
+            let first = self.indexes[index].range((key.clone(), None)..).next();
+            first.is_some_and(|(k, primary)| k == key && primary.as_ref() != Some(owner))
+        })
+    }
+
+    fn remove(&mut self, key: &R::Key) -> Option<Arc<R>> {
+        let before = self.rows.remove(key)?.record;
+        let mut old = Vec::new();
+        for (i, index) in R::INDEXES.iter().enumerate() {
+            old.clear();
+            (index.keys)(&before, &mut old);
+            for gone in old.drain(..) {
+                self.indexes[i].remove(&(gone, Some(key.clone())));
+            }
+        }
+        Some(before)
+    }
+}
+
+type Amounts = Vec<(ProjectId, &'static str, i64)>;
+
+/// A table without its type.
+pub(crate) trait AnyTable: Send + Sync {
+    fn as_any(&self) -> &dyn Any;
+    fn as_any_mut(&mut self) -> &mut dyn Any;
+    fn cloned(&self) -> Arc<dyn AnyTable>;
+    fn load(&mut self, body: &[u8]) -> Result<(Image, Amounts)>;
+    /// The fields of `key` that this version does not know.
+    fn unknown(&self, key: &str) -> Option<Arc<Value>>;
+    fn each(&self, f: &mut dyn FnMut(&(dyn Any + Send + Sync)));
+}
+
+impl<R: Record> AnyTable for Table<R> {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+
+    fn cloned(&self) -> Arc<dyn AnyTable> {
+        Arc::new(self.clone())
+    }
+
+    fn load(&mut self, body: &[u8]) -> Result<(Image, Amounts)> {
+        let bad = |e: serde_json::Error| Error::internal("its fields do not fit").because(e);
+        let raw: Value = serde_json::from_slice(body).map_err(bad)?;
+        let record: Arc<R> = Arc::new(serde_json::from_value(raw.clone()).map_err(bad)?);
+        let known = serde_json::to_value(&*record).map_err(bad)?;
+        self.put(record.clone()).map_err(|b| {
+            Error::internal(format!("the index {} holds another with the same value", b.index))
+        })?;
+        if let Some(rest) = beyond(raw, &known) {
+            let row = self.rows.get_mut(&record.key()).expect("it was put just now");
+            row.unknown = Some(Arc::new(rest));
+        }
+        let mut amounts = Vec::new();
+        record.amounts(&mut |project, resource, n| amounts.push((project, resource, n)));
+        Ok((record, amounts))
+    }
+
+    fn unknown(&self, key: &str) -> Option<Arc<Value>> {
+        let key = key.parse::<R::Key>().ok()?;
+        self.rows.get(&key)?.unknown.clone()
+    }
+
+    fn each(&self, f: &mut dyn FnMut(&(dyn Any + Send + Sync))) {
+        self.rows.values().for_each(|row| f(&*row.record));
+    }
+}
+
+/// The part of `raw` that `known` does not have, in objects at every level.
+fn beyond(raw: Value, known: &Value) -> Option<Value> {
+    let (Value::Object(raw), Value::Object(known)) = (raw, known) else { return None };
+    let rest: serde_json::Map<String, Value> = raw
+        .into_iter()
+        .filter_map(|(name, value)| match known.get(&name) {
+            None => Some((name, value)),
+            Some(inner) => beyond(value, inner).map(|rest| (name, rest)),
+        })
+        .collect();
+    (!rest.is_empty()).then_some(Value::Object(rest))
+}
+
+/// Puts back what `beyond` took out.
+pub(crate) fn rejoin(known: &mut Value, rest: &Value) {
+    let (Value::Object(known), Value::Object(rest)) = (known, rest) else { return };
+    for (name, value) in rest {
+        match known.get_mut(name) {
+            Some(inner) => rejoin(inner, value),
+            None => {
+                known.insert(name.clone(), value.clone());
+            }
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! A transaction: a synchronous function over the state that puts and deletes records.
+//!
+//! It sees what it changed; it sees no clock and no random numbers but those stamped on it. Failing leaves no trace.
+
+use crate::log::{Change, Revision};
+use crate::record::Image;
+use crate::record::{Derived, Record};
+use crate::state::State;
+use base::{Error, Id, IdKind, Timestamp};
+use sha2::{Digest, Sha256};
+use std::any::Any;
+use std::collections::hash_map::Entry;
+use std::ops::Deref;
+use std::sync::Arc;
+
+/// A unique index that a `put` would break; the verb turns it into its own conflict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Broken {
+    pub kind: &'static str,
+    pub index: &'static str,
+}
+
+impl From<Broken> for Error {
+    fn from(broken: Broken) -> Error {
+        Error::conflict(format!("There is already a {} with this {}.", broken.kind, broken.index))
+    }
+}
+
+/// One running transaction. Reading goes through `State`, which it dereferences to.
+pub struct Tx<'a> {
+    pub(crate) state: State,
+    pub(crate) changes: Vec<Change>,
+    derived: &'a mut Vec<Box<dyn Derived>>,
+    revision: Revision,
+    now: Timestamp,
+    seed: u128,
+    drawn: u64,
+}
+
+impl Deref for Tx<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl<'a> Tx<'a> {
+    pub(crate) fn begin(
+        state: State,
+        derived: &'a mut Vec<Box<dyn Derived>>,
+        now: Timestamp,
+        seed: u128,
+    ) -> Tx<'a> {
+        let revision = state.revision + 1;
+        Tx { state, changes: Vec::new(), derived, revision, now, seed, drawn: 0 }
+    }
+
+    /// When this transaction happens: not before the one before it.
+    pub fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    /// The revision that this transaction will be, if it changes anything.
+    pub fn next_revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// Random bits from the transaction's seed: the same when it is run again.
+    pub fn random(&mut self) -> u128 {
+        self.drawn += 1;
+        let hash = Sha256::new()
+            .chain_update(self.seed.to_be_bytes())
+            .chain_update(self.drawn.to_be_bytes())
+            .finalize();
+        u128::from_be_bytes(hash[..16].try_into().expect("a SHA-256 has 32 bytes"))
+    }
+
+    pub fn new_id<K: IdKind>(&mut self) -> Id<K> {
+        Id::from_random(self.random())
+    }
+
+    pub fn derived<D: Derived>(&self) -> &D {
+        self.derived
+            .iter()
+            .find_map(|d| (&**d as &dyn Any).downcast_ref())
+            .expect("derived state is registered in the schema")
+    }
+
+    /// Inserts or replaces a record.
+    pub fn put<R: Record>(&mut self, record: R) -> Result<Arc<R>, Broken> {
+        let record = Arc::new(record);
+        let before = self.state.put(record.clone())?;
+        self.note::<R>(&record.key(), before, Some(record.clone()));
+        Ok(record)
+    }
+
+    /// Changes a record in place; `None` when there is none with this key.
+    pub fn update<R: Record>(
+        &mut self,
+        key: &R::Key,
+        f: impl FnOnce(&mut R),
+    ) -> Result<Option<Arc<R>>, Broken> {
+        let Some(old) = self.state.get::<R>(key) else { return Ok(None) };
+        let mut new = R::clone(old);
+        f(&mut new);
+        if new == **old {
+            return Ok(Some(old.clone()));
+        }
+        self.put(new).map(Some)
+    }
+
+    /// Removes a record; what it was, if it was there.
+    pub fn delete<R: Record>(&mut self, key: &R::Key) -> Option<Arc<R>> {
+        let before = self.state.remove::<R>(key)?;
+        self.note::<R>(key, Some(before.clone()), None);
+        Some(before)
+    }
+
+    fn note<R: Record>(&mut self, key: &R::Key, before: Option<Arc<R>>, after: Option<Arc<R>>) {
+        for derived in self.derived.iter_mut() {
+            derived.changed(R::KIND, before.as_deref().map(|r| r as _), after.as_deref().map(|r| r as _));
+        }
+        let slot = self.state.schema.slot::<R>();
+        let change = Change {
+            slot,
+            kind: R::KIND,
+            key: key.to_string().into(),
+            before: before.map(|r| r as _),
+            after: after.map(|r| r as _),
+        };
+        self.changes.push(change);
+    }
+
+    /// What it changed: one change a record, none that changes nothing.
+    pub(crate) fn finish(self) -> (State, Vec<Change>) {
+        let mut merged: Vec<Change> = Vec::with_capacity(self.changes.len());
+        let mut seen = std::collections::HashMap::with_capacity(self.changes.len());
+        for change in self.changes {
+            match seen.entry((change.slot, change.key.clone())) {
+                Entry::Vacant(place) => {
+                    place.insert(merged.len());
+                    merged.push(change);
+                }
+                Entry::Occupied(place) => merged[*place.get()].after = change.after,
+            }
+        }
+        let schema = self.state.schema.clone();
+        merged.retain(|c| match (&c.before, &c.after) {
+            (Some(before), Some(after)) => !(schema.kinds[c.slot].same)(&**before, &**after),
+            (None, None) => false,
+            (Some(_), None) | (None, Some(_)) => true,
+        });
+        (self.state, merged)
+    }
+
+    /// Takes back what derived state followed.
+    pub(crate) fn abort(self) {
+        for change in self.changes.iter().rev() {
+            for derived in self.derived.iter_mut() {
+                derived.changed(change.kind, plain(&change.after), plain(&change.before));
+            }
+        }
+    }
+}
+
+fn plain(image: &Option<Image>) -> Option<&dyn Any> {
+    image.as_deref().map(|i| i as &dyn Any)
+}
