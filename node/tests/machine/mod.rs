@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 /// A boot under emulation on a busy machine.
-const BOOT_SECS_MAX: u64 = 120;
+const BOOT_SECS_MAX: u64 = 60;
 
 pub fn qemu_is_missing() -> bool {
     let missing = std::process::Command::new("qemu-system-x86_64").arg("--version").output().is_err();
