@@ -54,6 +54,35 @@ async fn a_guest_boots_reboots_and_stops_by_its_power_button() {
     running.crash().await;
 }
 
+/// Says more than is kept, and powers off.
+const CHATTY: &str = "#!/bin/sh
+(yes 0123456789 | head -c 700000; echo enough; sleep 7; poweroff) > /dev/ttyS0 2>&1 &
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_powers_off_by_itself_is_stopped_and_its_console_is_bounded() {
+    if qemu_is_missing() {
+        return;
+    }
+    let (state, plane) = (State::new(), Plane::new());
+    let image = Uuid::from_u128(7);
+    let mut wish = Vm { image: Some(image), config_drive: true, ..vm(1) };
+    wish.metadata.user_data = Some(CHATTY.into());
+    put_image(&plane, image);
+    put(&plane, wish.clone());
+    let running = Running::start(&state, &plane);
+    running.says(wish.id, "enough", 1).await;
+    plane.until_state(60, wish.id, VmState::Stopped).await;
+    let console = state.path().join("vms").join(wish.id.to_string()).join("qemu/console.log");
+    assert!(console.metadata().unwrap().len() <= 512 * 1024);
+    let kept = running.node.console(wish.id, None).unwrap();
+    assert!(kept.len() > 256 * 1024 && kept.len() <= 1024 * 1024, "{}", kept.len());
+    // It stays off until it is told: a larger count is heard even by a node that missed an `Off` in between.
+    put(&plane, Vm { reboots: 1, ..wish.clone() });
+    plane.until_state(60, wish.id, VmState::Running).await;
+    running.crash().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_comes_back_adopts_its_guests_and_touches_nothing() {
     if qemu_is_missing() {

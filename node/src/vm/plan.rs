@@ -7,7 +7,8 @@
 //! ```
 //!
 //! QEMU stays, paused, when its guest powers off (`Halted`), so that this is seen even if nobody looked when it
-//! happened. An end that nobody asked for is kept as `Ended`: such a guest is not started again by itself.
+//! happened. An end that nobody asked for is kept as `Ended`: such a guest is not started again by itself,
+//! but by `Off` and `On`, or by a larger reboot count, which is heard even when the node missed the `Off`.
 
 use base::node::{Document, Image, Port, Power, Section, SectionKey, Subnet, Vm, VmReport, VmState};
 use std::collections::BTreeSet;
