@@ -1,0 +1,389 @@
+//! The way from what was observed to what is wanted, as steps in an order that never opens a hole: rules before the
+//! devices they guard, devices gone before their rules, connections forgotten last.
+//!
+//! Pure. A step is idempotent, and one that fails leaves the others to be done.
+
+use crate::state::{KernelState, Link, LinkKind, Place, Set, Space, Table, is_group_set};
+use base::units::Mac;
+use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+/// Elements in one command of a batch.
+const ELEMENTS_MAX: usize = 500;
+
+/// One thing to do in one place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    pub place: Place,
+    pub action: Action,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    Create,
+    Sysctl(String, String),
+    LinkRemove(String),
+    /// A batch for `nft -f -`: all of it or nothing.
+    Nft(String),
+    LinkAdd(String, LinkKind, Option<Mac>),
+    LinkSet(String, LinkChange),
+    AddressRemove(String, IpNet),
+    AddressAdd(String, IpNet),
+    RouteRemove(IpNet, IpAddr),
+    RouteAdd(IpNet, IpAddr),
+    NeighbourRemove(String, IpAddr),
+    NeighbourSet(String, IpAddr, Mac),
+    /// Tells the link who has an address now.
+    Announce(String, IpAddr),
+    /// Deletes the connections of these addresses, so that what is no longer allowed ends at once.
+    Forget(BTreeSet<IpAddr>),
+    Remove,
+}
+
+/// What of a device is to change. `master` of `Some(None)` takes it out of its bridge.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LinkChange {
+    pub mac: Option<Mac>,
+    pub mtu: Option<u32>,
+    pub master: Option<Option<String>>,
+    pub up: Option<bool>,
+}
+
+impl Step {
+    fn phase(&self) -> u8 {
+        match &self.action {
+            Action::Create => 0,
+            Action::Sysctl(..) if self.place != Place::Host => 1,
+            Action::LinkRemove(_) => 2,
+            Action::Nft(_) => 3,
+            Action::LinkAdd(_, LinkKind::Bridge, _) => 4,
+            Action::LinkAdd(..) => 5,
+            Action::LinkSet(..) => 6,
+            Action::Sysctl(..) => 7,
+            Action::AddressRemove(..) => 8,
+            Action::AddressAdd(..) => 9,
+            Action::RouteRemove(..) => 10,
+            Action::RouteAdd(..) => 11,
+            Action::NeighbourRemove(..) => 12,
+            Action::NeighbourSet(..) => 13,
+            Action::Announce(..) => 14,
+            Action::Forget(_) => 15,
+            Action::Remove => 16,
+        }
+    }
+}
+
+/// The steps from `seen` to `wanted`; none when the kernel is as it should be.
+pub fn diff(seen: &KernelState, wanted: &KernelState) -> Vec<Step> {
+    let nothing = Space::default();
+    let mut steps = Vec::new();
+    for (&place, want) in &wanted.places {
+        let mut actions = Vec::new();
+        if place != Place::Host && !seen.places.contains_key(&place) {
+            actions.push(Action::Create);
+        }
+        space(seen.places.get(&place).unwrap_or(&nothing), want, &mut actions);
+        steps.extend(actions.into_iter().map(|action| Step { place, action }));
+    }
+    for (&place, have) in seen.places.iter().filter(|(place, _)| !wanted.places.contains_key(place)) {
+        let mut actions = Vec::new();
+        match place {
+            Place::Host => space(have, &nothing, &mut actions),
+            Place::Network(_) | Place::Router(_) => {
+                actions.extend(have.links.iter().filter(|(_, link)| removable(link)).map(removal));
+                actions.push(Action::Remove);
+            }
+        }
+        steps.extend(actions.into_iter().map(|action| Step { place, action }));
+    }
+    steps.sort_by_key(Step::phase);
+    steps
+}
+
+fn removable(link: &Link) -> bool {
+    link.kind != LinkKind::Loopback
+}
+
+fn removal((name, _): (&String, &Link)) -> Action {
+    Action::LinkRemove(name.clone())
+}
+
+fn space(seen: &Space, want: &Space, out: &mut Vec<Action>) {
+    for (key, value) in &want.sysctls {
+        if seen.sysctls.get(key) != Some(value) {
+            out.push(Action::Sysctl(key.clone(), value.clone()));
+        }
+    }
+    links(seen, want, out);
+    tables(seen, want, out);
+    out.extend(seen.routes.difference(&want.routes).map(|(to, via)| Action::RouteRemove(*to, *via)));
+    out.extend(want.routes.difference(&seen.routes).map(|(to, via)| Action::RouteAdd(*to, *via)));
+    for (device, address) in seen.neighbours.keys() {
+        let here = want.links.contains_key(device);
+        if here && !want.neighbours.contains_key(&(device.clone(), *address)) {
+            out.push(Action::NeighbourRemove(device.clone(), *address));
+        }
+    }
+    for ((device, address), mac) in &want.neighbours {
+        if seen.neighbours.get(&(device.clone(), *address)) != Some(mac) {
+            out.push(Action::NeighbourSet(device.clone(), *address, *mac));
+        }
+    }
+}
+
+fn links(seen: &Space, want: &Space, out: &mut Vec<Action>) {
+    let gone = seen.links.iter().filter(|(_, link)| removable(link));
+    out.extend(gone.filter(|(name, _)| !want.links.contains_key(*name)).map(removal));
+    for (name, link) in &want.links {
+        let known = seen.links.get(name);
+        let have = known.filter(|have| have.kind.serves(&link.kind));
+        if known.is_some() && have.is_none() {
+            out.push(Action::LinkRemove(name.clone()));
+        }
+        if have.is_none() && !matches!(link.kind, LinkKind::VethEnd | LinkKind::Loopback) {
+            out.push(Action::LinkAdd(name.clone(), link.kind.clone(), link.mac));
+        }
+        let change = change(have, link);
+        if change != LinkChange::default() {
+            out.push(Action::LinkSet(name.clone(), change));
+        }
+        addresses(name, have, link, out);
+    }
+}
+
+fn change(have: Option<&Link>, want: &Link) -> LinkChange {
+    let differs = |same: &dyn Fn(&Link) -> bool| !have.is_some_and(same);
+    LinkChange {
+        mac: want.mac.filter(|mac| differs(&|have| have.mac == Some(*mac))),
+        mtu: want.mtu.filter(|mtu| differs(&|have| have.mtu == Some(*mtu))),
+        master: match have {
+            Some(have) if have.master != want.master => Some(want.master.clone()),
+            None if want.master.is_some() => Some(want.master.clone()),
+            _ => None,
+        },
+        up: if have.map_or(want.up, |have| have.up != want.up) { Some(want.up) } else { None },
+    }
+}
+
+fn addresses(name: &str, have: Option<&Link>, want: &Link, out: &mut Vec<Action>) {
+    let none = BTreeSet::new();
+    let have = have.map_or(&none, |have| &have.addresses);
+    out.extend(have.difference(&want.addresses).map(|a| Action::AddressRemove(name.to_string(), *a)));
+    for address in want.addresses.difference(have) {
+        out.push(Action::AddressAdd(name.to_string(), *address));
+        if name.starts_with("qg-") {
+            out.push(Action::Announce(name.to_string(), address.addr()));
+        }
+    }
+}
+
+fn tables(seen: &Space, want: &Space, out: &mut Vec<Action>) {
+    let mut batch = Vec::new();
+    let mut forget = BTreeSet::new();
+    for name in seen.tables.keys().filter(|name| !want.tables.contains_key(*name)) {
+        batch.push(format!("delete table {name}"));
+    }
+    for (name, table) in &want.tables {
+        match seen.tables.get(name) {
+            Some(have) if have.mark == table.mark => {
+                update(name, have, table, &mut batch);
+                forgotten(have, table, &mut forget);
+            }
+            have => {
+                if have.is_some() {
+                    batch.push(format!("delete table {name}"));
+                }
+                whole(name, table, &mut batch);
+            }
+        }
+    }
+    if !batch.is_empty() {
+        batch.push(String::new());
+        out.push(Action::Nft(batch.join("\n")));
+    }
+    if !forget.is_empty() {
+        out.push(Action::Forget(forget));
+    }
+}
+
+/// A table from nothing.
+fn whole(name: &str, table: &Table, batch: &mut Vec<String>) {
+    batch.push(format!("add table {name}"));
+    for (set, content) in &table.sets {
+        batch.push(declaration(name, set, content));
+    }
+    batch.push(format!("add chain {name} {}", table.mark));
+    let (chains, rules): (Vec<_>, Vec<_>) = table.base.iter().partition(|line| line.starts_with("chain "));
+    let place = |line: &String| match line.split_once(' ') {
+        Some((kind, rest)) => format!("add {kind} {name} {rest}"),
+        None => line.clone(),
+    };
+    batch.extend(chains.into_iter().map(place));
+    for (chain, rules) in &table.chains {
+        add_chain(name, chain, rules, batch);
+    }
+    batch.extend(rules.into_iter().map(place));
+    for (set, content) in &table.sets {
+        elements("add", name, set, &content.of, &content.elements, batch);
+    }
+}
+
+fn declaration(table: &str, name: &str, set: &Set) -> String {
+    let word = if set.of.contains(':') { "map" } else { "set" };
+    format!("add {word} {table} {name} {{ {}; }}", set.of)
+}
+
+fn add_chain(table: &str, chain: &str, rules: &[String], batch: &mut Vec<String>) {
+    batch.push(format!("add chain {table} {chain}"));
+    batch.extend(rules.iter().map(|rule| format!("add rule {table} {chain} {rule}")));
+}
+
+/// A table with the same fixed part: chains, group sets and elements one by one. Elements go before the chains that
+/// they name, and come after them.
+fn update(name: &str, have: &Table, want: &Table, batch: &mut Vec<String>) {
+    let empty = Set::default();
+    for (set, content) in &want.sets {
+        if !have.sets.contains_key(set) {
+            batch.push(declaration(name, set, content));
+        }
+    }
+    for (chain, rules) in want.chains.iter().filter(|(chain, _)| !have.chains.contains_key(*chain)) {
+        add_chain(name, chain, rules, batch);
+    }
+    for (set, content) in &want.sets {
+        let old = &have.sets.get(set).unwrap_or(&empty).elements;
+        elements("delete", name, set, &content.of, &changed(old, &content.elements), batch);
+        elements("add", name, set, &content.of, &changed(&content.elements, old), batch);
+    }
+    for chain in have.chains.keys().filter(|chain| !want.chains.contains_key(*chain)) {
+        batch.push(format!("flush chain {name} {chain}"));
+        batch.push(format!("delete chain {name} {chain}"));
+    }
+    for set in have.sets.keys().filter(|set| is_group_set(set) && !want.sets.contains_key(*set)) {
+        batch.push(format!("delete set {name} {set}"));
+    }
+}
+
+/// The elements of `a` that `b` does not have so.
+fn changed(
+    a: &BTreeMap<Vec<String>, String>,
+    b: &BTreeMap<Vec<String>, String>,
+) -> BTreeMap<Vec<String>, String> {
+    let differs = |(key, value): &(&Vec<String>, &String)| b.get(*key) != Some(*value);
+    a.iter().filter(differs).map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+fn elements(
+    verb: &str,
+    table: &str,
+    set: &str,
+    of: &str,
+    content: &BTreeMap<Vec<String>, String>,
+    batch: &mut Vec<String>,
+) {
+    let texts: Vec<String> = content.iter().map(|(key, value)| element(verb, of, key, value)).collect();
+    for texts in texts.chunks(ELEMENTS_MAX) {
+        batch.push(format!("{verb} element {table} {set} {{ {} }}", texts.join(", ")));
+    }
+}
+
+/// An element as nft reads it: names of devices in quotes; the value of a map only where it is added.
+fn element(verb: &str, of: &str, key: &[String], value: &str) -> String {
+    let types = of.trim_start_matches("type ").split([';', ':']).next().unwrap_or_default();
+    let quoted = types.split(" . ").zip(key).map(|(kind, part)| match kind.trim() {
+        "ifname" => format!("\"{part}\""),
+        _ => part.clone(),
+    });
+    let key = quoted.collect::<Vec<_>>().join(" . ");
+    if value.is_empty() || verb == "delete" { key } else { format!("{key} : {value}") }
+}
+
+/// Addresses whose connections must be judged again: of ports whose rules changed or went, of members that left a
+/// remote group, and of floating addresses that went or moved.
+fn forgotten(have: &Table, want: &Table, out: &mut BTreeSet<IpAddr>) {
+    let empty = Set::default();
+    for (name, old) in &have.sets {
+        let new = want.sets.get(name).unwrap_or(&empty);
+        let lost = changed(&old.elements, &new.elements);
+        match name.as_str() {
+            "fip_in" => out.extend(lost.keys().filter_map(|key| key.first()?.parse::<IpAddr>().ok())),
+            "egress" | "ingress" => {
+                let devices: BTreeSet<&String> = lost.keys().filter_map(|key| key.first()).collect();
+                out.extend(sources(have, &devices));
+            }
+            group if is_group_set(group) => {
+                out.extend(lost.keys().filter_map(|key| key.first()?.parse::<IpAddr>().ok()));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn sources<'a>(table: &'a Table, devices: &'a BTreeSet<&String>) -> impl Iterator<Item = IpAddr> + 'a {
+    let sets = ["src4", "src6"].into_iter().filter_map(|name| table.sets.get(name));
+    let keys = sets.flat_map(|set| set.elements.keys());
+    keys.filter(|key| key.first().is_some_and(|device| devices.contains(device)))
+        .filter_map(|key| key.last()?.parse().ok())
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
+        write!(out, "{}: ", self.place)?;
+        match &self.action {
+            Action::Create => write!(out, "create"),
+            Action::Remove => write!(out, "remove"),
+            Action::Sysctl(key, value) => write!(out, "sysctl {key} = {value}"),
+            Action::Nft(batch) => write!(out, "nft\n    {}", batch.trim_end().replace('\n', "\n    ")),
+            Action::LinkAdd(name, kind, mac) => {
+                write!(out, "link {name} add {}", kind_text(kind))?;
+                mac.map_or(Ok(()), |mac| write!(out, " {mac}"))
+            }
+            Action::LinkSet(name, change) => write!(out, "link {name} set{change}"),
+            Action::LinkRemove(name) => write!(out, "link {name} remove"),
+            Action::AddressAdd(name, address) => write!(out, "address {name} add {address}"),
+            Action::AddressRemove(name, address) => write!(out, "address {name} remove {address}"),
+            Action::RouteAdd(to, via) => write!(out, "route {to} add via {via}"),
+            Action::RouteRemove(to, via) => write!(out, "route {to} remove via {via}"),
+            Action::NeighbourSet(name, address, mac) => write!(out, "neighbour {name} {address} is {mac}"),
+            Action::NeighbourRemove(name, address) => write!(out, "neighbour {name} {address} remove"),
+            Action::Announce(name, address) => write!(out, "announce {name} {address}"),
+            Action::Forget(addresses) => {
+                let texts: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
+                write!(out, "forget {}", texts.join(" "))
+            }
+        }
+    }
+}
+
+fn kind_text(kind: &LinkKind) -> String {
+    match kind {
+        LinkKind::Loopback => "loopback".to_string(),
+        LinkKind::Bridge => "bridge".to_string(),
+        LinkKind::Tap => "tap".to_string(),
+        LinkKind::Veth { peer: (place, name) } => format!("veth to {name} in {place}"),
+        LinkKind::VethEnd => "veth end".to_string(),
+    }
+}
+
+impl fmt::Display for LinkChange {
+    fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
+        if let Some(mac) = self.mac {
+            write!(out, " mac {mac}")?;
+        }
+        if let Some(mtu) = self.mtu {
+            write!(out, " mtu {mtu}")?;
+        }
+        match &self.master {
+            Some(Some(master)) => write!(out, " master {master}")?,
+            Some(None) => write!(out, " nomaster")?,
+            None => {}
+        }
+        match self.up {
+            Some(true) => write!(out, " up"),
+            Some(false) => write!(out, " down"),
+            None => Ok(()),
+        }
+    }
+}

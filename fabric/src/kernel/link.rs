@@ -1,0 +1,302 @@
+//! Devices, addresses, routes and neighbours by route netlink.
+//!
+//! What is asked for and is so already is no error, so a step may be taken twice.
+
+use super::Kernel;
+use super::netlink::Netlink;
+use super::tap;
+use crate::diff::LinkChange;
+use crate::state::{Link, LinkKind, Place, Space};
+use base::Result;
+use base::units::Mac;
+use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
+use netlink_packet_route::link::{
+    BridgeStpState, InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsRawFd;
+
+/// The protocol number of our routes: `S`.
+const PROTOCOL: RouteProtocol = RouteProtocol::Other(0x53);
+
+pub fn add(kernel: &mut Kernel, place: Place, name: &str, kind: &LinkKind, mac: Option<Mac>) -> Result<()> {
+    // The peer's namespace stays open until the kernel has it.
+    let there;
+    let info = match kind {
+        LinkKind::Tap => return tap::create(kernel.namespace(place)?, name),
+        LinkKind::Loopback | LinkKind::VethEnd => return Ok(()),
+        LinkKind::Bridge => {
+            vec![LinkInfo::Kind(InfoKind::Bridge), LinkInfo::Data(InfoData::Bridge(bridge()))]
+        }
+        LinkKind::Veth { peer: (other, peer) } => {
+            there = kernel.namespace(*other)?;
+            let mut end = named(peer, None);
+            end.attributes.push(LinkAttribute::NetNsFd(there.as_raw_fd()));
+            vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(end)))]
+        }
+    };
+    let mut message = named(name, mac);
+    message.attributes.push(LinkAttribute::LinkInfo(info));
+    let route = &mut kernel.handle_mut(place)?.route;
+    but(route.change(Message::NewLink(message), NLM_F_CREATE | NLM_F_EXCL), &[libc::EEXIST])
+}
+
+/// No spanning tree, no delay, and no snooping: without a querier it loses neighbour discovery.
+fn bridge() -> Vec<InfoBridge> {
+    vec![
+        InfoBridge::ForwardDelay(0),
+        InfoBridge::StpState(BridgeStpState::Disabled),
+        InfoBridge::MulticastSnooping(false),
+    ]
+}
+
+fn named(name: &str, mac: Option<Mac>) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_string()));
+    message.attributes.extend(mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+    message
+}
+
+pub fn set(route: &mut Netlink, name: &str, change: &LinkChange) -> Result<()> {
+    let mut message = LinkMessage::default();
+    message.header.index = index(route, name)?;
+    message.attributes.extend(change.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+    message.attributes.extend(change.mtu.map(LinkAttribute::Mtu));
+    if let Some(master) = &change.master {
+        let master = master.as_ref().map_or(Ok(0), |master| index(route, master))?;
+        message.attributes.push(LinkAttribute::Controller(master));
+    }
+    if let Some(up) = change.up {
+        message.header.change_mask = LinkFlags::Up;
+        message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+    }
+    Ok(route.change(Message::SetLink(message), 0)?)
+}
+
+pub fn remove(route: &mut Netlink, name: &str) -> Result<()> {
+    let Ok(index) = index(route, name) else { return Ok(()) };
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    but(route.change(Message::DelLink(message), 0), &[libc::ENODEV])
+}
+
+/// Duplicate address detection is off: we say who has an address.
+pub fn address(route: &mut Netlink, name: &str, address: IpNet, add: bool) -> Result<()> {
+    let mut message = AddressMessage::default();
+    message.header.index = index(route, name)?;
+    message.header.family = family(address.addr());
+    message.header.prefix_len = address.prefix_len();
+    message.header.flags = AddressHeaderFlags::Nodad;
+    message.attributes.push(AddressAttribute::Local(address.addr()));
+    message.attributes.push(AddressAttribute::Address(address.addr()));
+    match add {
+        true => {
+            but(route.change(Message::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE), &[libc::EEXIST])
+        }
+        false => but(route.change(Message::DelAddress(message), 0), &[libc::EADDRNOTAVAIL]),
+    }
+}
+
+pub fn route(netlink: &mut Netlink, to: IpNet, via: IpAddr, add: bool) -> Result<()> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(to.addr());
+    message.header.destination_prefix_length = to.prefix_len();
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = PROTOCOL;
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::Unicast;
+    message.attributes.push(RouteAttribute::Destination(to.addr().into()));
+    message.attributes.push(RouteAttribute::Gateway(via.into()));
+    match add {
+        true => {
+            but(netlink.change(Message::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE), &[libc::EEXIST])
+        }
+        false => but(netlink.change(Message::DelRoute(message), 0), &[libc::ESRCH]),
+    }
+}
+
+/// Makes a permanent entry, or removes it.
+pub fn neighbour(netlink: &mut Netlink, name: &str, address: IpAddr, mac: Option<Mac>) -> Result<()> {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family(address);
+    message.header.ifindex = index(netlink, name)?;
+    message.header.state = NeighbourState::Permanent;
+    message.attributes.push(NeighbourAttribute::Destination(address.into()));
+    match mac {
+        Some(mac) => {
+            message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+            Ok(netlink.change(Message::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)?)
+        }
+        None => but(netlink.change(Message::DelNeighbour(message), 0), &[libc::ENOENT]),
+    }
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+/// A result where some errors say that it is so already.
+fn but(result: io::Result<()>, fine: &[i32]) -> Result<()> {
+    match result {
+        Err(e) if e.raw_os_error().is_some_and(|code| fine.contains(&code)) => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+fn index(route: &mut Netlink, name: &str) -> io::Result<u32> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_string()));
+    match route.get(Message::GetLink(message))? {
+        Some(Message::NewLink(link)) => Ok(link.header.index),
+        _ => Err(io::ErrorKind::NotFound.into()),
+    }
+}
+
+/// Devices of our kinds that are `ours`, with their addresses and neighbours, and our routes.
+pub fn observe(netlink: &mut Netlink, ours: impl Fn(&str) -> bool) -> Result<Space> {
+    let mut names: BTreeMap<u32, String> = BTreeMap::new();
+    let mut messages = Vec::new();
+    for message in netlink.dump(Message::GetLink(LinkMessage::default()))? {
+        let Message::NewLink(link) = message else { continue };
+        let name = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name.clone()),
+            _ => None,
+        });
+        if let Some(name) = name {
+            names.insert(link.header.index, name);
+            messages.push(link);
+        }
+    }
+    let mut space = Space::default();
+    for message in &messages {
+        let Some(name) = names.get(&message.header.index).filter(|name| ours(name)) else { continue };
+        if let Some(link) = link_of(message, &names) {
+            space.links.insert(name.clone(), link);
+        }
+    }
+    names.retain(|_, name| space.links.contains_key(name));
+    observe_addresses(netlink, &names, &mut space)?;
+    observe_neighbours(netlink, &names, &mut space)?;
+    observe_routes(netlink, &mut space)?;
+    Ok(space)
+}
+
+fn link_of(message: &LinkMessage, names: &BTreeMap<u32, String>) -> Option<Link> {
+    let mut link = Link {
+        kind: LinkKind::VethEnd,
+        mac: None,
+        mtu: None,
+        up: message.header.flags.contains(LinkFlags::Up),
+        master: None,
+        addresses: BTreeSet::new(),
+    };
+    let mut kind = message.header.flags.contains(LinkFlags::Loopback).then_some(LinkKind::Loopback);
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Address(mac) => link.mac = <[u8; 6]>::try_from(mac.as_slice()).ok().map(Mac),
+            LinkAttribute::Mtu(mtu) => link.mtu = Some(*mtu),
+            LinkAttribute::Controller(index) => link.master = names.get(index).cloned(),
+            LinkAttribute::LinkInfo(infos) => kind = infos.iter().find_map(kind_of).or(kind),
+            _ => {}
+        }
+    }
+    link.kind = kind?;
+    Some(link)
+}
+
+fn kind_of(info: &LinkInfo) -> Option<LinkKind> {
+    match info {
+        LinkInfo::Kind(InfoKind::Bridge) => Some(LinkKind::Bridge),
+        LinkInfo::Kind(InfoKind::Tun) => Some(LinkKind::Tap),
+        LinkInfo::Kind(InfoKind::Veth) => Some(LinkKind::VethEnd),
+        _ => None,
+    }
+}
+
+/// Addresses that the kernel makes by itself are not ours to know: of loopback and IPv6 link-local ones.
+fn observe_addresses(netlink: &mut Netlink, names: &BTreeMap<u32, String>, space: &mut Space) -> Result<()> {
+    for message in netlink.dump(Message::GetAddress(AddressMessage::default()))? {
+        let Message::NewAddress(message) = message else { continue };
+        let Some(link) = names.get(&message.header.index).and_then(|name| space.links.get_mut(name)) else {
+            continue;
+        };
+        let find = |local: bool| {
+            message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Local(address) if local => Some(*address),
+                AddressAttribute::Address(address) if !local => Some(*address),
+                _ => None,
+            })
+        };
+        let Some(address) = find(true).or_else(|| find(false)) else { continue };
+        let automatic =
+            address.is_loopback() || (address.is_ipv6() && message.header.scope == AddressScope::Link);
+        if let (false, Ok(net)) = (automatic, IpNet::new(address, message.header.prefix_len)) {
+            link.addresses.insert(net);
+        }
+    }
+    Ok(())
+}
+
+fn observe_neighbours(netlink: &mut Netlink, names: &BTreeMap<u32, String>, space: &mut Space) -> Result<()> {
+    for message in netlink.dump(Message::GetNeighbour(NeighbourMessage::default()))? {
+        let Message::NewNeighbour(message) = message else { continue };
+        let name = names.get(&message.header.ifindex);
+        let Some(name) = name.filter(|_| message.header.state == NeighbourState::Permanent) else { continue };
+        let (mut address, mut mac) = (None, None);
+        for attribute in &message.attributes {
+            match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => address = Some(IpAddr::V4(*a)),
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(a)) => address = Some(IpAddr::V6(*a)),
+                NeighbourAttribute::LinkLayerAddress(m) => mac = <[u8; 6]>::try_from(m.as_slice()).ok(),
+                _ => {}
+            }
+        }
+        if let (Some(address), Some(mac)) = (address, mac) {
+            space.neighbours.insert((name.clone(), address), Mac(mac));
+        }
+    }
+    Ok(())
+}
+
+fn observe_routes(netlink: &mut Netlink, space: &mut Space) -> Result<()> {
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family;
+        for message in netlink.dump(Message::GetRoute(request))? {
+            let Message::NewRoute(message) = message else { continue };
+            space.routes.extend((message.header.protocol == PROTOCOL).then(|| route_of(&message)).flatten());
+        }
+    }
+    Ok(())
+}
+
+fn route_of(message: &RouteMessage) -> Option<(IpNet, IpAddr)> {
+    use netlink_packet_route::route::RouteAddress;
+    let plain = |address: &RouteAddress| match address {
+        RouteAddress::Inet(a) => Some(IpAddr::V4(*a)),
+        RouteAddress::Inet6(a) => Some(IpAddr::V6(*a)),
+        _ => None,
+    };
+    let (mut to, mut via) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => to = plain(address),
+            RouteAttribute::Gateway(address) => via = plain(address),
+            _ => {}
+        }
+    }
+    let via = via?;
+    let any: IpAddr = if via.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+    Some((IpNet::new(to.unwrap_or(any), message.header.destination_prefix_length).ok()?, via))
+}

@@ -1,0 +1,226 @@
+//! The network of one node: from the sections of a document to the kernel, and the answers that guests get from it.
+//!
+//! `plan` and `diff` are pure and tested as text; `kernel` observes and applies; `respond` answers DHCP, router
+//! solicitations and holds the metadata sockets. `Fabric::sync` is the only way in: observe, diff, apply, report. It
+//! may be called at any time and again; when all is right it changes nothing, also in a new process.
+//!
+//! Every namespace carries the cloud's short id in its name, devices and tables in the host's namespace too; nothing
+//! else is looked at, so two clouds run side by side and each removes only its own. A host's own firewall is the
+//! operator's: guests reach the host by the external networks' gateway addresses as any neighbour does, and a host that
+//! drops forwarded packets drops those to the uplink.
+//!
+//! Limits: one node. Deliberately absent for now: VXLAN and distributed SNAT between nodes, flowtables, DHCPv6, DNS,
+//! metadata over IPv6, port forwarding, QoS, trunks, floating addresses of IPv6.
+
+pub mod dhcp;
+pub mod diff;
+mod kernel;
+pub mod plan;
+mod ra;
+mod respond;
+pub mod state;
+
+pub use respond::{Listener, Listeners, Post};
+pub use state::Place;
+
+use base::node::{Document, PortReport};
+use base::{Error, Result};
+use kernel::{Kernel, nft, tap, uplink};
+use plan::{Sections, Tracking};
+use respond::Responders;
+use state::KernelState;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use uuid::Uuid;
+
+/// What a node is, as far as its network goes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// The cloud's short id, on everything that is ours.
+    pub cloud: u32,
+    /// Underlay address; used when there is more than one node.
+    pub node_address: IpAddr,
+    /// The host's device to the world. None: external networks end at the host.
+    pub uplink: Option<String>,
+}
+
+/// What `down` took away.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Removed {
+    pub namespaces: usize,
+    /// Devices in the host's namespace.
+    pub devices: usize,
+    pub tables: usize,
+    /// The uplink whose forwarding switch was set back.
+    pub uplink: Option<String>,
+}
+
+/// The network of this node.
+pub struct Fabric {
+    settings: Settings,
+    tracking: Tracking,
+    kernel: Arc<Mutex<Kernel>>,
+    responders: Responders,
+    /// By network and fixed address, as of the last `sync`.
+    ports: BTreeMap<(Uuid, IpAddr), Uuid>,
+    /// Namespace and device of each port, as of the last `sync`.
+    taps: BTreeMap<Uuid, (Place, String)>,
+    done: Done,
+}
+
+/// What a `sync` did.
+#[derive(Default)]
+struct Done {
+    steps: Vec<String>,
+    failures: Vec<(Place, String)>,
+}
+
+impl Fabric {
+    /// Looks whether this process may and this kernel can; changes nothing.
+    ///
+    /// Errors: `Unavailable`, in one sentence, when not root or without nft, bridges' tables or taps.
+    pub async fn open(settings: Settings) -> Result<Fabric> {
+        let cloud = settings.cloud;
+        let (kernel, tracking) = blocking(move || enter(cloud)).await?;
+        Ok(Fabric {
+            settings,
+            tracking,
+            kernel: Arc::new(Mutex::new(kernel)),
+            responders: Responders::default(),
+            ports: BTreeMap::new(),
+            taps: BTreeMap::new(),
+            done: Done::default(),
+        })
+    }
+
+    /// Makes the kernel what the document says, and tells of each port whether it is there with all its rules.
+    ///
+    /// A step that fails is logged and leaves the ports of its namespace not up; the next call tries it again.
+    /// Errors: `Internal` when the kernel could not be read.
+    pub async fn sync(&mut self, document: &Document) -> Result<BTreeMap<Uuid, PortReport>> {
+        let sections = Sections::of(document);
+        let wanted = Arc::new(plan::plan(&sections, &self.settings, self.tracking));
+        let (kernel, target) = (self.kernel.clone(), wanted.clone());
+        self.done = blocking(move || converge(&kernel, &target)).await?;
+        let failed: BTreeSet<Place> = self.done.failures.iter().map(|(place, _)| *place).collect();
+        self.remember(&sections, &wanted);
+        let kernel = self.kernel.clone();
+        for (place, error) in self.responders.follow(&lock(&kernel), &sections) {
+            tracing::warn!(error = error.chain(), %place, "guests are not answered there");
+            self.done.failures.push((place, error.chain()));
+        }
+        let up = |port: &&base::node::Port| {
+            let place = Place::Network(port.network);
+            port.admin_up && self.taps.contains_key(&port.id) && !failed.contains(&place)
+        };
+        Ok(sections.ports.iter().map(|(id, port)| (*id, PortReport { up: up(port) })).collect())
+    }
+
+    fn remember(&mut self, sections: &Sections, wanted: &KernelState) {
+        let mut ports = BTreeMap::new();
+        let mut taps = BTreeMap::new();
+        for port in sections.ports.values() {
+            ports.extend(port.fixed.iter().map(|fixed| ((port.network, fixed.address), port.id)));
+            let (place, name) = (Place::Network(port.network), state::tap(port.id));
+            if wanted.places.get(&place).is_some_and(|space| space.links.contains_key(&name)) {
+                taps.insert(port.id, (place, name));
+            }
+        }
+        (self.ports, self.taps) = (ports, taps);
+    }
+
+    /// A descriptor of the port's tap (`IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`), for QEMU.
+    ///
+    /// Errors: `NotFound` before the port was in a `sync`; `Unavailable` while another process has the tap.
+    pub fn open_tap(&self, port: Uuid) -> Result<OwnedFd> {
+        let (place, name) = self
+            .taps
+            .get(&port)
+            .ok_or_else(|| Error::not_found(format!("port {port} is not on this node")))?;
+        let namespace = lock(&self.kernel).namespace(*place)?;
+        tap::open(namespace, name)
+    }
+
+    /// Metadata sockets that came and went since the last call: ask after each `sync`.
+    pub fn metadata_listeners(&mut self) -> Listeners {
+        self.responders.listeners()
+    }
+
+    /// Whose address it is on a network; the network is the listener's.
+    pub fn port_of(&self, network: Uuid, source: IpAddr) -> Option<Uuid> {
+        self.ports.get(&(network, source)).copied()
+    }
+
+    /// The steps that the last `sync` took, as text; none when all was right.
+    pub fn last_steps(&self) -> &[String] {
+        &self.done.steps
+    }
+
+    /// Those of them that failed, and why.
+    pub fn last_failures(&self) -> &[(Place, String)] {
+        &self.done.failures
+    }
+
+    /// Removes everything of this cloud from the node, also what a crash left behind, and nothing else.
+    /// Guests must be stopped before: their taps go.
+    pub async fn down(settings: &Settings) -> Result<Removed> {
+        let cloud = settings.cloud;
+        blocking(move || remove_all(cloud)).await
+    }
+}
+
+fn lock(kernel: &Mutex<Kernel>) -> MutexGuard<'_, Kernel> {
+    kernel.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs blocking work off the runtime's threads, in the network namespace of the calling thread.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let namespace = kernel::netns::current()?;
+    let run = tokio::task::spawn_blocking(move || kernel::netns::inside(namespace, work));
+    run.await.map_err(|e| Error::internal("work on the kernel was cut off").because(e))?
+}
+
+fn enter(cloud: u32) -> Result<(Kernel, Tracking)> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(Error::unavailable("the network of a node needs root"));
+    }
+    if !std::path::Path::new("/dev/net/tun").exists() {
+        return Err(Error::unavailable("this kernel has no /dev/net/tun: load the module tun"));
+    }
+    nft::list()
+        .map_err(|e| Error::unavailable("the program nft is missing or does not work here").because(e))?;
+    let kernel = Kernel::open(cloud)?;
+    let tracking = kernel.tracking()?;
+    Ok((kernel, tracking))
+}
+
+fn converge(kernel: &Mutex<Kernel>, wanted: &KernelState) -> Result<Done> {
+    let mut kernel = lock(kernel);
+    let seen = kernel.observe(wanted)?;
+    let steps = diff::diff(&seen, wanted);
+    let failures: Vec<(Place, String)> =
+        kernel.apply(&steps).into_iter().map(|(place, error)| (place, error.chain())).collect();
+    for (_, error) in &failures {
+        tracing::warn!(error, "the network of this node is not as it should be");
+    }
+    Ok(Done { steps: steps.iter().map(diff::Step::to_string).collect(), failures })
+}
+
+fn remove_all(cloud: u32) -> Result<Removed> {
+    let mut kernel = Kernel::open(cloud)?;
+    let nothing = KernelState::default();
+    let seen = kernel.observe(&nothing)?;
+    let host = seen.places.get(&Place::Host);
+    let removed = Removed {
+        namespaces: seen.places.keys().filter(|place| **place != Place::Host).count(),
+        devices: host.map_or(0, |host| host.links.len()),
+        tables: host.map_or(0, |host| host.tables.len()),
+        uplink: uplink::take_back(cloud)?,
+    };
+    match kernel.apply(&diff::diff(&seen, &nothing)).pop() {
+        Some((_, error)) => Err(error),
+        None => Ok(removed),
+    }
+}

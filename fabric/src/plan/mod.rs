@@ -1,0 +1,207 @@
+//! From the sections of a document to the state of the kernel. Pure: the same sections give the same state.
+//!
+//! What a section names and the document does not have (a port of an unknown network) is left out, and the port is
+//! reported as not up.
+//!
+//! An external network is a network like others; its gateway addresses are held by the host, on the end of a pair
+//! whose other end is in the network's bridge. Routers plug in with their gateway port, so floating addresses are
+//! reached from the host's own namespace and nothing of the host is bridged. With an uplink, external ranges are
+//! masqueraded out of it.
+//!
+//! Deliberately absent for now: VXLAN between nodes and its FDB entries, SNAT by blocks of ports, flowtables, IPv6
+//! behind the uplink.
+
+mod ports;
+mod routing;
+
+use crate::Settings;
+use crate::state::{
+    BRIDGE, HOST_LEG, KernelState, Link, LinkKind, Place, Space, Table, host_device, own_mac,
+};
+use base::node::{Document, Group, Network, Port, Router, RuleSet, Section, SectionKey, Vm};
+use base::units::Mac;
+use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use uuid::Uuid;
+
+/// Where metadata and DHCP answer, on every network.
+pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+
+/// Who keeps the state of connections for the rules of bridged ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tracking {
+    /// `nf_conntrack_bridge`.
+    Bridge,
+    /// `br_netfilter`: bridged packets pass the inet hooks, which leave the state in the packet's mark.
+    BrNetfilter,
+}
+
+/// The sections by kind.
+#[derive(Default)]
+pub struct Sections<'a> {
+    pub vms: BTreeMap<Uuid, &'a Vm>,
+    pub ports: BTreeMap<Uuid, &'a Port>,
+    pub networks: BTreeMap<Uuid, &'a Network>,
+    pub routers: BTreeMap<Uuid, &'a Router>,
+    pub groups: BTreeMap<Uuid, &'a Group>,
+    pub rules: BTreeMap<u64, &'a RuleSet>,
+}
+
+impl<'a> Sections<'a> {
+    pub fn of(document: &'a Document) -> Sections<'a> {
+        let mut out = Sections::default();
+        for (key, section) in &document.sections {
+            match section {
+                Section::Vm(vm) => drop(out.vms.insert(vm.id, vm)),
+                Section::Port(port) => drop(out.ports.insert(port.id, port)),
+                Section::Network(network) => drop(out.networks.insert(network.id, network)),
+                Section::Router(router) => drop(out.routers.insert(router.id, router)),
+                Section::Group(group) => drop(out.groups.insert(group.id, group)),
+                Section::Rules(rules) => {
+                    if let SectionKey::Rules(hash) = key {
+                        out.rules.insert(*hash, rules);
+                    }
+                }
+                Section::Image(_) => {}
+            }
+        }
+        out
+    }
+
+    pub fn ports_of(&self, network: Uuid) -> impl Iterator<Item = &'a Port> {
+        self.ports.values().copied().filter(move |port| port.network == network)
+    }
+}
+
+/// The kernel as the document wants it.
+pub fn plan(sections: &Sections, settings: &Settings, tracking: Tracking) -> KernelState {
+    let mut state = KernelState::default();
+    for network in sections.networks.values() {
+        let space = network_space(sections, settings, network, tracking);
+        state.places.insert(Place::Network(network.id), space);
+    }
+    for router in sections.routers.values() {
+        state.places.insert(Place::Router(router.id), routing::router_space(router));
+    }
+    for router in sections.routers.values() {
+        routing::plug(sections, &mut state, router);
+    }
+    host(sections, settings, &mut state);
+    state
+}
+
+pub fn link(kind: LinkKind) -> Link {
+    Link { kind, mac: None, mtu: None, up: true, master: None, addresses: BTreeSet::new() }
+}
+
+pub fn sysctls(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
+}
+
+/// The namespace of a network: a bridge that never routes and has no address but the metadata address.
+fn network_space(s: &Sections, settings: &Settings, network: &Network, tracking: Tracking) -> Space {
+    let mut bridge = link(LinkKind::Bridge);
+    bridge.mac = Some(own_mac(settings.cloud, &format!("bridge {}", network.id)));
+    bridge.mtu = Some(network.mtu);
+    bridge.addresses.insert(IpNet::from(IpAddr::V4(METADATA)));
+    let mut links: BTreeMap<String, Link> = [(BRIDGE.to_string(), bridge)].into();
+    links.insert("lo".to_string(), link(LinkKind::Loopback));
+    let mut neighbours = BTreeMap::new();
+    for port in s.ports_of(network.id) {
+        let mut tap = link(LinkKind::Tap);
+        (tap.mtu, tap.up, tap.master) = (Some(network.mtu), port.admin_up, Some(BRIDGE.to_string()));
+        links.insert(crate::state::tap(port.id), tap);
+        for fixed in port.fixed.iter().filter(|fixed| fixed.address.is_ipv4()) {
+            neighbours.insert((BRIDGE.to_string(), fixed.address), port.mac);
+        }
+    }
+    Space {
+        sysctls: network_sysctls(tracking),
+        links,
+        neighbours,
+        tables: ports::tables(s, network.id, tracking),
+        ..Space::default()
+    }
+}
+
+fn network_sysctls(tracking: Tracking) -> BTreeMap<String, String> {
+    let mut out = sysctls(&[
+        ("net/ipv4/conf/all/arp_ignore", "1"),
+        ("net/ipv4/conf/all/rp_filter", "0"),
+        ("net/ipv4/conf/default/rp_filter", "0"),
+        ("net/ipv4/ip_forward", "0"),
+        ("net/ipv6/conf/all/forwarding", "0"),
+        ("net/ipv6/conf/default/disable_ipv6", "1"),
+    ]);
+    if tracking == Tracking::BrNetfilter {
+        out.extend(sysctls(&[
+            ("net/bridge/bridge-nf-call-arptables", "0"),
+            ("net/bridge/bridge-nf-call-ip6tables", "1"),
+            ("net/bridge/bridge-nf-call-iptables", "1"),
+        ]));
+    }
+    out
+}
+
+/// The host's ends of external networks, and what the uplink needs.
+fn host(s: &Sections, settings: &Settings, state: &mut KernelState) {
+    let mut space = Space::default();
+    let mut ranges = BTreeSet::new();
+    for network in s.networks.values().filter(|network| network.external) {
+        let name = host_device(settings.cloud, network.id);
+        let mut end = link(LinkKind::Veth { peer: (Place::Network(network.id), HOST_LEG.to_string()) });
+        end.mtu = Some(network.mtu);
+        end.mac = Some(own_mac(settings.cloud, &format!("host {}", network.id)));
+        end.addresses = network.subnets.iter().filter_map(|s| held(s.gateway?, s.cidr)).collect();
+        for key in ["accept_ra", "accept_dad"] {
+            space.sysctls.insert(format!("net/ipv6/conf/{name}/{key}"), "0".to_string());
+        }
+        ranges
+            .extend(network.subnets.iter().map(|subnet| subnet.cidr.trunc()).filter(|c| c.addr().is_ipv4()));
+        let known = external_neighbours(s, network.id);
+        space.neighbours.extend(known.into_iter().map(|(address, mac)| ((name.clone(), address), mac)));
+        space.links.insert(name, end);
+        plug_network(state, network, HOST_LEG);
+    }
+    if let Some(uplink) = &settings.uplink {
+        routing::masquerade(settings, uplink, &ranges, &mut space);
+    }
+    if space != Space::default() {
+        state.places.insert(Place::Host, space);
+    }
+}
+
+/// An address with the prefix of its subnet.
+pub fn held(address: IpAddr, cidr: IpNet) -> Option<IpNet> {
+    IpNet::new(address, cidr.prefix_len()).ok()
+}
+
+/// The end of a pair in the bridge of a network.
+pub fn plug_network(state: &mut KernelState, network: &Network, name: &str) {
+    let Some(space) = state.places.get_mut(&Place::Network(network.id)) else { return };
+    let mut end = link(LinkKind::VethEnd);
+    (end.mtu, end.master) = (Some(network.mtu), Some(BRIDGE.to_string()));
+    space.links.insert(name.to_string(), end);
+}
+
+/// Gateway and floating addresses on an external network, with the router that answers for them.
+fn external_neighbours(s: &Sections, network: Uuid) -> BTreeMap<IpAddr, Mac> {
+    let mut out = BTreeMap::new();
+    for router in s.routers.values().filter(|router| router.admin_up) {
+        let Some(gateway) = router.gateway.as_ref().filter(|gateway| gateway.network == network) else {
+            continue;
+        };
+        out.extend(gateway.addresses.iter().map(|address| (address.addr(), gateway.mac)));
+        out.extend(routing::floating(s, router).map(|floating| (floating.floating, gateway.mac)));
+    }
+    out
+}
+
+/// A table with a base of lines.
+pub fn table(base: Vec<String>, sets: BTreeMap<String, crate::state::Set>) -> Table {
+    Table { base, sets, ..Table::default() }
+}
+
+#[cfg(test)]
+mod tests;

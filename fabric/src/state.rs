@@ -1,0 +1,210 @@
+//! What the kernel is to hold, or was seen to hold: places with their devices, addresses, routes and nft tables.
+//!
+//! The same type says both. What is wanted has the texts of the rules; what was observed has their marks only: a table
+//! carries the hash of its fixed part as the name of an empty chain, and chains of rule sets are named by their hash.
+//!
+//! Shape: a namespace per network holds one bridge, its taps and the rules of its ports, and never routes; a
+//! namespace per router holds one leg (a veth into the network's bridge) per interface, and never bridges. So two
+//! networks never share a table of neighbours or connections, a router comes and goes without touching a device of a
+//! running guest, a network may be on many routers, and no packet crosses two bridges of one namespace.
+//! The cost over bridges inside of the router's namespace is two veth crossings per direction (see notes/dataplane.md).
+
+use base::units::Mac;
+use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+use uuid::Uuid;
+
+/// A network namespace that we know: the host's, of a network, or of a router.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Place {
+    /// The namespace that the fabric was opened in. Foreign devices live there: ours are known by their name.
+    Host,
+    Network(Uuid),
+    Router(Uuid),
+}
+
+impl Place {
+    /// The name below `/run/netns`; none for the host.
+    pub fn name(self, cloud: u32) -> Option<String> {
+        match self {
+            Place::Host => None,
+            Place::Network(id) => Some(format!("shisa-{cloud:08x}-net-{id}")),
+            Place::Router(id) => Some(format!("shisa-{cloud:08x}-router-{id}")),
+        }
+    }
+
+    /// Reads what `name` writes; none for namespaces of others.
+    pub fn parse(name: &str, cloud: u32) -> Option<Place> {
+        let (kind, id) = name.strip_prefix(&format!("shisa-{cloud:08x}-"))?.split_once('-')?;
+        let id = Uuid::try_parse(id).ok()?;
+        match kind {
+            "net" => Some(Place::Network(id)),
+            "router" => Some(Place::Router(id)),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Place::Host => write!(out, "host"),
+            Place::Network(id) => write!(out, "network/{id}"),
+            Place::Router(id) => write!(out, "router/{id}"),
+        }
+    }
+}
+
+/// Everything of one cloud on one node.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct KernelState {
+    pub places: BTreeMap<Place, Space>,
+}
+
+/// One namespace.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Space {
+    /// Path below `/proc/sys` to value.
+    pub sysctls: BTreeMap<String, String>,
+    pub links: BTreeMap<String, Link>,
+    /// Destination and next hop, of our own route protocol.
+    pub routes: BTreeSet<(IpNet, IpAddr)>,
+    /// Permanent entries by device and address.
+    pub neighbours: BTreeMap<(String, IpAddr), Mac>,
+    /// By family and name, such as `bridge shisa`.
+    pub tables: BTreeMap<String, Table>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Link {
+    pub kind: LinkKind,
+    /// None: whatever it has.
+    pub mac: Option<Mac>,
+    /// None: whatever it has.
+    pub mtu: Option<u32>,
+    pub up: bool,
+    pub master: Option<String>,
+    pub addresses: BTreeSet<IpNet>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkKind {
+    Loopback,
+    Bridge,
+    Tap,
+    /// The end of a pair that makes the other one.
+    Veth {
+        peer: (Place, String),
+    },
+    /// The end that is made by the other, or an end as observed.
+    VethEnd,
+}
+
+impl LinkKind {
+    /// Whether a device seen as `self` can serve as `wanted`.
+    pub fn serves(&self, wanted: &LinkKind) -> bool {
+        let end = |kind: &LinkKind| matches!(kind, LinkKind::Veth { .. } | LinkKind::VethEnd);
+        self == wanted || (end(self) && end(wanted))
+    }
+}
+
+/// An nft table: a fixed part known by its hash, chains known by their names, sets and maps known by their elements.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Table {
+    /// Base chains and their rules, as commands without `add`; empty when observed.
+    pub base: Vec<String>,
+    /// `v_` and the hash of the fixed part.
+    pub mark: String,
+    /// Further chains, named by what is in them, with their rules; without rules when observed.
+    pub chains: BTreeMap<String, Vec<String>>,
+    pub sets: BTreeMap<String, Set>,
+}
+
+/// A set, or a map when its type has a colon.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Set {
+    /// Type and flags, such as `type ifname . ether_addr; flags interval;`; empty when observed.
+    pub of: String,
+    /// Parts of the key to the value (empty in sets).
+    pub elements: BTreeMap<Vec<String>, String>,
+}
+
+impl Table {
+    /// Writes the mark of the fixed part. Sets of remote groups (`g4_`, `g6_`) come and go and are not of it.
+    pub fn seal(mut self) -> Table {
+        let sets = self.sets.iter().filter(|(name, _)| !is_group_set(name));
+        let sets = sets.map(|(name, set)| format!("{name} {}", set.of));
+        let hash = fnv(self.base.iter().cloned().chain(sets));
+        self.mark = format!("v_{hash:016x}");
+        self
+    }
+}
+
+pub fn is_group_set(name: &str) -> bool {
+    name.starts_with("g4_") || name.starts_with("g6_")
+}
+
+/// FNV-1a over lines: the same on every build and machine.
+pub fn fnv(lines: impl IntoIterator<Item = String>) -> u64 {
+    let bytes = lines.into_iter().flat_map(|line| line.into_bytes().into_iter().chain([b'\n']));
+    bytes.fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ b as u64).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+/// A stable, locally administered MAC for a device of ours.
+pub fn own_mac(cloud: u32, what: &str) -> Mac {
+    let hash = fnv([format!("{cloud:08x} {what}")]).to_be_bytes();
+    Mac([0x02, hash[1], hash[2], hash[3], hash[4], hash[5]])
+}
+
+/// The first eleven hex digits of an id: what is left of 15 characters after a prefix.
+pub fn short(id: Uuid) -> String {
+    let mut text = id.simple().to_string();
+    text.truncate(11);
+    text
+}
+
+/// The tap of a port, inside of its network's namespace.
+pub fn tap(port: Uuid) -> String {
+    format!("tap{}", short(port))
+}
+
+/// The bridge inside of each network's namespace. Not `br`: iproute2 reads that as a keyword.
+pub const BRIDGE: &str = "bridge0";
+
+/// The end inside of an external network's namespace of the pair to the host.
+pub const HOST_LEG: &str = "host0";
+
+/// The host's end of that pair: `sx`, the cloud, and what fits of the network.
+pub fn host_device(cloud: u32, network: Uuid) -> String {
+    format!("sx{cloud:08x}{}", &short(network)[..5])
+}
+
+/// The router's end of an interface, or of its gateway.
+pub fn leg(port: Uuid, gateway: bool) -> String {
+    format!("{}-{}", if gateway { "qg" } else { "qr" }, short(port))
+}
+
+/// The network's end of it.
+pub fn leg_port(port: Uuid) -> String {
+    format!("leg-{}", &short(port)[..11])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fit_and_read_back() {
+        let id = Uuid::from_u128(u128::MAX);
+        for place in [Place::Network(id), Place::Router(id)] {
+            let name = place.name(0xfeed).unwrap();
+            assert_eq!(Place::parse(&name, 0xfeed), Some(place));
+            assert_eq!(Place::parse(&name, 0xbeef), None);
+        }
+        for name in [tap(id), host_device(1, id), leg(id, true), leg_port(id)] {
+            assert!(name.len() <= 15, "{name}");
+        }
+    }
+}

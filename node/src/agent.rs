@@ -1,0 +1,109 @@
+//! The node's loop: follows the document, hands it to the machine, tells what is seen.
+//!
+//! ```text
+//! plane --patch--> ledger --document--> machine --states--> observed --report--> plane
+//! ```
+//!
+//! The two directions are apart: a plane that is away stops neither the guests nor their restarts. What fails is
+//! tried again after `RETRY_MIN`, doubling up to `RETRY_MAX`.
+
+use crate::Machine;
+use crate::ledger::Ledger;
+use crate::link::Link;
+use crate::observed::Observed;
+use base::node::{DOCUMENT_WAIT_MAX, Document, Generation, Hello, Patch};
+use base::{Error, Kind, Result};
+use std::sync::Arc;
+use std::time::Duration;
+
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+/// A plane that never answers a question is away: the long poll's time and this much more.
+const ANSWER_MAX: Duration = Duration::from_secs(15);
+/// A plane that answers at once with nothing new is asked again after this long.
+const IDLE_MIN: Duration = Duration::from_millis(20);
+
+struct Retry(Duration);
+
+impl Retry {
+    async fn wait(&mut self, what: &str, error: &Error) {
+        tracing::warn!("{what}: {}", error.chain());
+        tokio::time::sleep(self.0).await;
+        self.0 = (self.0 * 2).min(RETRY_MAX);
+    }
+}
+
+async fn limited<T>(limit: Duration, answer: impl Future<Output = Result<T>>) -> Result<T> {
+    let late = |e| Error::unavailable("the plane does not answer").because(e);
+    tokio::time::timeout(limit, answer).await.unwrap_or_else(|e| Err(late(e)))
+}
+
+/// Tells the plane what this node is, until it has heard it.
+pub async fn greet(link: &Link, hello: Hello) {
+    let mut retry = Retry(RETRY_MIN);
+    while let Err(error) = limited(ANSWER_MAX, link.hello(hello.clone())).await {
+        retry.wait("the plane has not taken the hello", &error).await;
+    }
+}
+
+/// Tells what is seen, for ever.
+pub async fn tell(link: &Link, observed: &Observed) {
+    let mut retry = Retry(RETRY_MIN);
+    loop {
+        let report = observed.next().await;
+        match limited(ANSWER_MAX, link.report(report.clone())).await {
+            Ok(()) => retry = Retry(RETRY_MIN),
+            Err(error) => {
+                observed.failed(&report);
+                if error.kind() == Kind::Conflict {
+                    observed.tell_all();
+                }
+                retry.wait("the plane has not taken a report", &error).await;
+            }
+        }
+    }
+}
+
+/// Does what the document says, for ever; first what the ledger had of it.
+///
+/// A node that never had a document does nothing before the plane speaks: guests that it finds may be wanted.
+pub async fn follow(link: &Link, mut ledger: Ledger, machine: &mut Machine) -> Result<()> {
+    if ledger.document().generation > Generation::default() {
+        machine.act(&Document::default(), ledger.document()).await?;
+    }
+    let mut retry = Retry(RETRY_MIN);
+    loop {
+        let asked = tokio::time::Instant::now();
+        match ask(link, ledger.document(), machine).await {
+            Ok(patch) => {
+                retry = Retry(RETRY_MIN);
+                if !accept(&mut ledger, patch, machine).await? && asked.elapsed() < IDLE_MIN {
+                    tokio::time::sleep(IDLE_MIN).await;
+                }
+            }
+            Err(error) => retry.wait("the plane has not given a document", &error).await,
+        }
+    }
+}
+
+/// One long poll; the machine settles meanwhile.
+async fn ask(link: &Link, document: &Arc<Document>, machine: &mut Machine) -> Result<Patch> {
+    let poll = link.document(document.generation, DOCUMENT_WAIT_MAX);
+    let poll = limited(DOCUMENT_WAIT_MAX + ANSWER_MAX, poll);
+    tokio::pin!(poll);
+    loop {
+        tokio::select! {
+            answer = &mut poll => return answer,
+            () = machine.settle(document) => {}
+        }
+    }
+}
+
+async fn accept(ledger: &mut Ledger, patch: Patch, machine: &mut Machine) -> Result<bool> {
+    let before = ledger.document().clone();
+    let new = ledger.patch(patch).await?;
+    if new {
+        machine.act(&before, ledger.document()).await?;
+    }
+    Ok(new)
+}

@@ -1,0 +1,244 @@
+//! What runs on a machine: guests, their images, metadata and consoles.
+//!
+//! A node is told one document and says one report (`base::node`). It keeps the document in its ledger, compares it
+//! with what is really there, and takes the steps between; so it works on when its plane is away, and its own restart
+//! touches no guest. Two machines stand behind the contract: `qemu` runs guests, `simulated` only says so.
+//!
+//! Limits: see `agent`, `vm`, `image`, `metadata`. Deliberately absent: migration, snapshots and volumes.
+
+mod agent;
+mod file;
+mod hello;
+mod host;
+mod image;
+mod ledger;
+mod link;
+mod metadata;
+mod network;
+mod observed;
+mod simulated;
+mod vm;
+
+pub use host::down;
+pub use link::{ImageBytes, Link};
+pub use simulated::Simulated;
+
+use base::node::{Document, Hello};
+use base::{Error, Result};
+use ledger::Ledger;
+use network::Network;
+use observed::Observed;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+/// What a node is told by its operator.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub name: String,
+    pub id: Uuid,
+    /// Its own directory; no other node's. A simulated machine does not use it.
+    pub state: PathBuf,
+    pub machine: MachineKind,
+    /// Short id of the cloud, in the name of everything that the kernel keeps for it.
+    pub cloud: u32,
+    /// The device to the world outside.
+    pub uplink: Option<String>,
+    /// Underlay address.
+    pub address: IpAddr,
+    /// False: no network is made, and a guest with ports does not start.
+    pub fabric: bool,
+    /// The first of 65,536 user ids that guests run as; none, or when we are not root: our own.
+    pub guest_uids: Option<u32>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum MachineKind {
+    Qemu,
+    Simulated(Simulated),
+}
+
+/// A node of this process. Clones are the same node.
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    settings: Settings,
+    observed: Arc<Observed>,
+    /// The newest document, for those who ask the node directly.
+    document: watch::Sender<Arc<Document>>,
+}
+
+/// What carries a document out.
+enum Machine {
+    Qemu(host::Machine, Arc<Inner>),
+    Simulated(simulated::Machine, Arc<Inner>),
+}
+
+impl Node {
+    pub fn new(settings: Settings) -> Node {
+        let inner = Inner { settings, observed: Arc::default(), document: watch::channel(Arc::default()).0 };
+        Node { inner: Arc::new(inner) }
+    }
+
+    /// Works until `shutdown`; then leaves the guests as they are, as a crash would. Another `run` adopts them.
+    ///
+    /// Errors: what the machine lacks, or a ledger that cannot be read or written.
+    pub async fn run(&self, link: Link, shutdown: impl Future<Output = ()>) -> Result<()> {
+        tokio::select! {
+            () = shutdown => Ok(()),
+            result = self.work(link) => result,
+        }
+    }
+
+    async fn work(&self, link: Link) -> Result<()> {
+        let (mut machine, ledger, hello) = match &self.inner.settings.machine {
+            MachineKind::Simulated(kind) => self.simulated(kind),
+            MachineKind::Qemu => self.qemu(&link).await?,
+        };
+        let tell =
+            async { tokio::join!(agent::greet(&link, hello), agent::tell(&link, &self.inner.observed)) };
+        tokio::select! {
+            result = agent::follow(&link, ledger, &mut machine) => result,
+            _ = tell => Ok(()),
+        }
+    }
+
+    fn simulated(&self, kind: &Simulated) -> (Machine, Ledger, Hello) {
+        let hello = Hello {
+            vcpus: kind.vcpus,
+            memory_mib: kind.memory_mib,
+            disk_gib: kind.disk_gib,
+            machine: "simulated".into(),
+            cpu_info: "{}".into(),
+            ..self.hello()
+        };
+        let machine = simulated::Machine::new(kind, self.inner.observed.clone());
+        (Machine::Simulated(machine, self.inner.clone()), Ledger::in_memory(), hello)
+    }
+
+    async fn qemu(&self, link: &Link) -> Result<(Machine, Ledger, Hello)> {
+        let settings = &self.inner.settings;
+        std::fs::create_dir_all(&settings.state)?;
+        let hypervisor_version = hello::qemu_version().await?;
+        let acceleration = vm::probe::acceleration(&settings.state, hypervisor_version).await?;
+        let hardware = hello::Hardware::read(&settings.state)?;
+        let network = self.network().await?;
+        let observed = self.inner.observed.clone();
+        let host = host::Host::new(settings, link.clone(), observed, acceleration, network)?;
+        let machine = host::Machine::new(Arc::new(host), self.inner.document.subscribe());
+        let ledger = Ledger::open(settings.state.join("ledger.json"))?;
+        let hello = Hello {
+            vcpus: hardware.vcpus,
+            memory_mib: hardware.memory_mib,
+            disk_gib: hardware.disk_gib,
+            machine: "qemu".into(),
+            acceleration: acceleration.name().into(),
+            hypervisor_version,
+            cpu_info: hardware.cpu_info,
+            booted: hardware.booted,
+            ..self.hello()
+        };
+        Ok((Machine::Qemu(machine, self.inner.clone()), ledger, hello))
+    }
+
+    async fn network(&self) -> Result<Option<Arc<Network>>> {
+        let settings = &self.inner.settings;
+        if !settings.fabric {
+            return Ok(None);
+        }
+        let fabric = fabric::Settings {
+            cloud: settings.cloud,
+            node_address: settings.address,
+            uplink: settings.uplink.clone(),
+        };
+        Ok(Some(Arc::new(Network::new(fabric::Fabric::open(fabric).await?))))
+    }
+
+    /// What is the same for both machines.
+    fn hello(&self) -> Hello {
+        let settings = &self.inner.settings;
+        Hello {
+            name: settings.name.clone(),
+            id: settings.id,
+            vcpus: 0,
+            memory_mib: 0,
+            disk_gib: 0,
+            machine: String::new(),
+            acceleration: "tcg".into(),
+            hypervisor_version: 0,
+            cpu_info: String::new(),
+            address: settings.address,
+            booted: 0,
+        }
+    }
+
+    /// The last `lines` lines of a guest's serial console, or as much as is kept.
+    ///
+    /// Errors: `NotFound` when the guest is not on this node.
+    pub fn console(&self, vm: Uuid, lines: Option<usize>) -> Result<String> {
+        let document = self.inner.document.borrow().clone();
+        let absent = || Error::not_found(format!("server {vm} is not on this node"));
+        let section = simulated::vm_of(&document, vm).ok_or_else(absent)?;
+        let text = match &self.inner.settings.machine {
+            MachineKind::Qemu => host::files(&self.inner.settings.state, vm).console()?,
+            MachineKind::Simulated(_) => simulated::console(section),
+        };
+        Ok(tail(&text, lines).to_string())
+    }
+}
+
+/// The last `lines` lines of a text.
+fn tail(text: &str, lines: Option<usize>) -> &str {
+    let Some(lines) = lines else { return text };
+    let end = text.strip_suffix('\n').unwrap_or(text);
+    let cut = lines.checked_sub(1).and_then(|n| end.rmatch_indices('\n').nth(n));
+    match (lines, cut) {
+        (0, _) => "",
+        (_, None) => text,
+        (_, Some((at, _))) => &text[at + 1..],
+    }
+}
+
+impl Machine {
+    async fn act(&mut self, before: &Document, document: &Arc<Document>) -> Result<()> {
+        let (Machine::Qemu(_, inner) | Machine::Simulated(_, inner)) = self;
+        inner.document.send_replace(document.clone());
+        match self {
+            Machine::Qemu(machine, _) => machine.act(document).await,
+            Machine::Simulated(machine, _) => {
+                machine.act(before, document);
+                Ok(())
+            }
+        }
+    }
+
+    /// Time passes in the machine while the node waits for its plane.
+    async fn settle(&mut self, document: &Document) {
+        match self {
+            Machine::Qemu(..) => std::future::pending().await,
+            Machine::Simulated(machine, _) => machine.settle(document).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    fn check(text: &str, lines: Option<usize>, expect: &str) {
+        assert_eq!(super::tail(text, lines), expect);
+    }
+
+    #[test]
+    fn a_tail_counts_lines_with_and_without_an_end() {
+        check("a\nb\nc\n", Some(2), "b\nc\n");
+        check("a\nb\nc", Some(2), "b\nc");
+        check("a\nb\n", Some(9), "a\nb\n");
+        check("a\nb\n", Some(0), "");
+        check("a\nb\n", None, "a\nb\n");
+        check("", Some(3), "");
+    }
+}

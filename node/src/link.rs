@@ -1,0 +1,73 @@
+//! How a node talks with its plane: four questions, asked in the process or over HTTPS.
+//!
+//! A struct of closures and no trait: whoever wires a node says in place what each question does, and a node is one
+//! type whatever its plane is.
+
+use base::Result;
+use base::node::{Generation, Hello, Patch, Report};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::AsyncRead;
+use uuid::Uuid;
+
+/// The bytes of an image, from its first to its last.
+pub type ImageBytes = Pin<Box<dyn AsyncRead + Send>>;
+
+pub(crate) type Answer<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
+type Ask<A, T> = Arc<dyn Fn(A) -> Answer<T> + Send + Sync>;
+
+/// The four questions. Any error but those named is tried again, later and later, while the node works on.
+#[derive(Clone)]
+pub struct Link {
+    hello: Ask<Hello, ()>,
+    document: Ask<(Generation, Duration), Patch>,
+    report: Ask<Report, ()>,
+    image: Ask<Uuid, ImageBytes>,
+}
+
+fn ask<A, T: 'static, F: Future<Output = Result<T>> + Send + 'static>(
+    question: impl Fn(A) -> F + Send + Sync + 'static,
+) -> Ask<A, T> {
+    Arc::new(move |argument| Box::pin(question(argument)))
+}
+
+impl Link {
+    /// `document` waits at most the given time for something newer than the given generation. `report` may answer
+    /// `Conflict`: the plane wants everything again. `image` answers `NotFound` where there is none.
+    pub fn new<H, D, R, I>(
+        hello: impl Fn(Hello) -> H + Send + Sync + 'static,
+        document: impl Fn(Generation, Duration) -> D + Send + Sync + 'static,
+        report: impl Fn(Report) -> R + Send + Sync + 'static,
+        image: impl Fn(Uuid) -> I + Send + Sync + 'static,
+    ) -> Link
+    where
+        H: Future<Output = Result<()>> + Send + 'static,
+        D: Future<Output = Result<Patch>> + Send + 'static,
+        R: Future<Output = Result<()>> + Send + 'static,
+        I: Future<Output = Result<ImageBytes>> + Send + 'static,
+    {
+        Link {
+            hello: ask(hello),
+            document: ask(move |(after, wait)| document(after, wait)),
+            report: ask(report),
+            image: ask(image),
+        }
+    }
+
+    pub(crate) fn hello(&self, hello: Hello) -> Answer<()> {
+        (self.hello)(hello)
+    }
+
+    pub(crate) fn document(&self, after: Generation, wait: Duration) -> Answer<Patch> {
+        (self.document)((after, wait))
+    }
+
+    pub(crate) fn report(&self, report: Report) -> Answer<()> {
+        (self.report)(report)
+    }
+
+    pub(crate) fn image(&self, id: Uuid) -> Answer<ImageBytes> {
+        (self.image)(id)
+    }
+}

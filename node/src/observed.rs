@@ -1,0 +1,174 @@
+//! What the node sees and has not yet told: one report goes up at a time, with changes only.
+//!
+//! A change is told again until the plane has taken it. The first report of a process has everything.
+
+use base::node::{Generation, PortReport, Report, VmReport};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+#[derive(Default)]
+pub struct Observed {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+struct State {
+    generation: Generation,
+    told: Generation,
+    /// The first document has been acted on: what is here is what there is.
+    ready: bool,
+    whole: bool,
+    vms: BTreeMap<Uuid, VmReport>,
+    ports: BTreeMap<Uuid, PortReport>,
+    /// Ids of guests and ports to tell of; those that are in neither map are gone.
+    untold: BTreeSet<Uuid>,
+}
+
+impl Default for State {
+    fn default() -> State {
+        State {
+            generation: Generation::default(),
+            told: Generation::default(),
+            ready: false,
+            whole: true,
+            vms: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            untold: BTreeSet::new(),
+        }
+    }
+}
+
+impl Observed {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic elsewhere leaves the maps as they are: each change is one insertion.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From here on what is seen was seen by one who knows this document.
+    pub fn acted_on(&self, generation: Generation) {
+        let mut state = self.state();
+        state.generation = generation;
+        state.ready = true;
+        self.changed.notify_one();
+    }
+
+    /// None: the guest is gone.
+    pub fn vm(&self, id: Uuid, seen: Option<VmReport>) {
+        let mut state = self.state();
+        if put(&mut state.vms, id, seen) {
+            state.untold.insert(id);
+            self.changed.notify_one();
+        }
+    }
+
+    /// None: the port is gone.
+    pub fn port(&self, id: Uuid, seen: Option<PortReport>) {
+        let mut state = self.state();
+        if put(&mut state.ports, id, seen) {
+            state.untold.insert(id);
+            self.changed.notify_one();
+        }
+    }
+
+    pub fn vm_now(&self, id: Uuid) -> Option<VmReport> {
+        self.state().vms.get(&id).cloned()
+    }
+
+    pub fn ports_now(&self) -> BTreeSet<Uuid> {
+        self.state().ports.keys().copied().collect()
+    }
+
+    /// Waits until there is something to tell.
+    pub async fn next(&self) -> Report {
+        loop {
+            if let Some(report) = self.state().take() {
+                return report;
+            }
+            self.changed.notified().await;
+        }
+    }
+
+    /// The report was not taken: tell it again, with what is true by then.
+    pub fn failed(&self, report: &Report) {
+        let mut state = self.state();
+        state.whole |= report.whole;
+        state.told = Generation::default();
+        state.untold.extend(report.vms.keys().chain(report.ports.keys()).chain(&report.gone));
+    }
+
+    /// The next report has everything.
+    pub fn tell_all(&self) {
+        self.state().whole = true;
+        self.changed.notify_one();
+    }
+}
+
+fn put<T: PartialEq>(map: &mut BTreeMap<Uuid, T>, id: Uuid, seen: Option<T>) -> bool {
+    match seen {
+        Some(seen) if map.get(&id) == Some(&seen) => false,
+        Some(seen) => {
+            map.insert(id, seen);
+            true
+        }
+        None => map.remove(&id).is_some(),
+    }
+}
+
+impl State {
+    fn take(&mut self) -> Option<Report> {
+        let nothing = !self.whole && self.untold.is_empty() && self.told == self.generation;
+        if nothing || !self.ready {
+            return None;
+        }
+        let untold = std::mem::take(&mut self.untold);
+        let mut report = Report { generation: self.generation, whole: self.whole, ..Report::default() };
+        if self.whole {
+            report.vms = self.vms.clone();
+            report.ports = self.ports.clone();
+        }
+        for id in untold {
+            match (self.vms.get(&id), self.ports.get(&id)) {
+                (None, None) => _ = report.gone.insert(id),
+                (Some(vm), _) => _ = report.vms.insert(id, vm.clone()),
+                (None, Some(port)) => _ = report.ports.insert(id, *port),
+            }
+        }
+        self.whole = false;
+        self.told = self.generation;
+        Some(report)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base::node::VmState;
+
+    fn vm(state: VmState) -> Option<VmReport> {
+        Some(VmReport { state, reboots: 0, fault: None, password: None })
+    }
+
+    #[tokio::test]
+    async fn tells_everything_first_then_changes_and_again_what_was_not_taken() {
+        let observed = Observed::default();
+        let [a, b] = [1, 2].map(Uuid::from_u128);
+        observed.vm(a, vm(VmState::Running));
+        assert!(observed.state().take().is_none());
+        observed.acted_on(Generation::default());
+        let first = observed.next().await;
+        assert!(first.whole && first.vms.len() == 1);
+        observed.vm(a, vm(VmState::Running));
+        observed.vm(b, vm(VmState::Building));
+        let second = observed.next().await;
+        assert_eq!((second.whole, second.vms.keys().collect::<Vec<_>>()), (false, vec![&b]));
+        observed.failed(&second);
+        observed.vm(b, None);
+        let third = observed.next().await;
+        assert_eq!((third.vms.len(), third.gone), (0, [b].into()));
+        observed.acted_on(Generation { epoch: 1, revision: 1 });
+        assert_eq!(observed.next().await.generation.revision, 1);
+        assert!(observed.state().take().is_none());
+    }
+}
