@@ -1,7 +1,9 @@
 //! The first start: the domain Default, roles, the administrator, the catalogue. Running it again changes nothing.
 
 use crate::assignment::{self, Actor, Grant, Reach, Target};
-use crate::catalog::{self, Endpoint, EndpointFields, Interface, Region, RegionFields, Service, ServiceFields};
+use crate::catalog::{
+    self, Endpoint, EndpointFields, Interface, Region, RegionFields, Service, ServiceFields,
+};
 use crate::domain::{self, Domain, DomainFields};
 use crate::project::{self, NewProject, ProjectFields};
 use crate::role::{self, RoleFields};

@@ -33,7 +33,9 @@ async fn versions(app: App, call: Call) -> Result<Reply> {
     }
     let body = json!({"versions": {"values": [described(&call)]}});
     let here = format!("{}/v3/", call.base);
-    Ok(Reply::json(StatusCode::MULTIPLE_CHOICES, &body).header("location", here).header("vary", "X-Auth-Token"))
+    Ok(Reply::json(StatusCode::MULTIPLE_CHOICES, &body)
+        .header("location", here)
+        .header("vary", "X-Auth-Token"))
 }
 
 async fn version(app: App, call: Call) -> Result<Reply> {

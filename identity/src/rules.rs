@@ -21,10 +21,12 @@ const READ_PROJECT: &str = "rule:admin_required or rule:system_reader or (role:r
 const MANAGE_USER: &str = "rule:admin_required or (role:manager and domain_id:%(target.user.domain_id)s)";
 const MANAGE_GROUP: &str = "rule:admin_required or (role:manager and domain_id:%(target.group.domain_id)s)";
 const MANAGE_MEMBER: &str = "rule:admin_required or (role:manager and domain_id:%(target.group.domain_id)s and domain_id:%(target.user.domain_id)s)";
-const MANAGE_PROJECT: &str = "rule:admin_required or (role:manager and domain_id:%(target.project.domain_id)s)";
+const MANAGE_PROJECT: &str =
+    "rule:admin_required or (role:manager and domain_id:%(target.project.domain_id)s)";
 const READ_GRANT: &str =
     "rule:admin_required or rule:system_reader or (role:reader and rule:grant_in_own_domain)";
-const CHANGE_GRANT: &str = "rule:admin_required or (role:manager and rule:grant_in_own_domain and rule:domain_managed_target_role)";
+const CHANGE_GRANT: &str =
+    "rule:admin_required or (role:manager and rule:grant_in_own_domain and rule:domain_managed_target_role)";
 const OWN_CREDENTIAL: &str = "rule:admin_required or user_id:%(target.credential.user_id)s";
 const READ_CREDENTIAL: &str =
     "rule:admin_required or rule:system_reader or user_id:%(target.credential.user_id)s";

@@ -80,9 +80,9 @@ impl Settings {
         let Some(last) = user.password().filter(|p| !p.by_admin) else { return Ok(()) };
         let days = self.minimum_password_age_days;
         match days > 0 && now < last.created.plus_secs(days * DAY_S) {
-            true => Err(Error::invalid(format!(
-                "Cannot change password before minimum age {days} days is met."
-            ))),
+            true => {
+                Err(Error::invalid(format!("Cannot change password before minimum age {days} days is met.")))
+            }
             false => Ok(()),
         }
     }

@@ -29,7 +29,8 @@ pub async fn cell(dir: &std::path::Path, more: impl FnOnce(Schema) -> Schema) ->
     let engine = Sqlite::open(&dir.join("state.db")).expect("a temporary directory is writable");
     let schema = more(crate::records(Schema::default()));
     let cipher = store::cipher::CellKey::cipher([7; 32]);
-    let cell = Cell::open(Box::new(engine), schema, cipher, Options::default()).expect("an empty store opens");
+    let cell =
+        Cell::open(Box::new(engine), schema, cipher, Options::default()).expect("an empty store opens");
     let hash = user::password::hash_now(PASSWORD, 4).expect("a short password hashes");
     let new = Bootstrap::new(hash);
     cell.write(Cause::step("bootstrap"), move |tx| bootstrap(tx, &new)).await.expect("the first start");
@@ -78,7 +79,8 @@ impl Cloud {
         let app = App::new(cell.clone(), settings);
         let mut mounted = vec![crate::service(app.clone())];
         mounted.extend(services(&cell, dir.path()));
-        let api = Api::new(mounted, app.tokens.clone(), &Default::default(), None).expect("the rules are right");
+        let api =
+            Api::new(mounted, app.tokens.clone(), &Default::default(), None).expect("the rules are right");
         let state = cell.read();
         let user = user::named(&state, DomainId::ZERO, "admin").expect("the first start made it").id;
         let project = project::named(&state, DomainId::ZERO, "admin").expect("the first start made it").id;
@@ -111,8 +113,11 @@ impl Cloud {
     ) -> (StatusCode, HeaderMap, Value) {
         let (status, headers, bytes) = self.bytes(method, path, token, headers, body).await;
         let text = String::from_utf8_lossy(&bytes).into_owned();
-        let value = serde_json::from_slice(&bytes)
-            .unwrap_or(if text.is_empty() { Value::Null } else { Value::String(text) });
+        let value = serde_json::from_slice(&bytes).unwrap_or(if text.is_empty() {
+            Value::Null
+        } else {
+            Value::String(text)
+        });
         (status, headers, value)
     }
 
@@ -146,7 +151,8 @@ impl Cloud {
 
     /// A token by password for any scope, or the status of the refusal.
     pub async fn login_as(&self, user: UserId, password: &str, scope: Value) -> Result<String, StatusCode> {
-        let identity = json!({"methods": ["password"], "password": {"user": {"id": user, "password": password}}});
+        let identity =
+            json!({"methods": ["password"], "password": {"user": {"id": user, "password": password}}});
         let mut auth = json!({"identity": identity});
         if !scope.is_null() {
             auth["scope"] = scope;
@@ -194,7 +200,8 @@ fn make(tx: &mut store::Tx, name: &str, role: &str, hash: &Secret) -> Result<(Us
     let password = Password { hash: hash.clone(), created: Timestamp(0), expires: None, by_admin: true };
     let user = user::create(tx, &cx, DomainId::ZERO, fields, Some(password))?.id;
     let role = role::named(tx, role).map(|r| r.id).ok_or_else(|| crate::wire::missing("role", role))?;
-    let grant = Grant { actor: Actor::User(user), target: Target::Project(project), role, reach: Reach::Here };
+    let grant =
+        Grant { actor: Actor::User(user), target: Target::Project(project), role, reach: Reach::Here };
     assignment::create(tx, &cx, grant)?;
     Ok((user, project))
 }

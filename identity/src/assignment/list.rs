@@ -11,9 +11,7 @@ use std::collections::BTreeSet;
 use store::State;
 
 pub fn routes() -> Vec<Route<App>> {
-    vec![
-        api::get("/v3/role_assignments", "identity:list_role_assignments", list).target(aim::domain),
-    ]
+    vec![api::get("/v3/role_assignments", "identity:list_role_assignments", list).target(aim::domain)]
 }
 
 /// What the query asks for.
@@ -166,7 +164,9 @@ fn projects(state: &State, grant: &Grant) -> Vec<Target> {
     let target = |p: &Project| Target::Project(p.id);
     match (grant.reach, grant.target) {
         (Reach::Here, target) => vec![target],
-        (Reach::Below, Target::Project(id)) => project::subtree(state, id).iter().map(|p| target(p)).collect(),
+        (Reach::Below, Target::Project(id)) => {
+            project::subtree(state, id).iter().map(|p| target(p)).collect()
+        }
         (Reach::Below, Target::Domain(id)) => state.by(&project::BY_DOMAIN, id).map(|p| target(p)).collect(),
         (Reach::Below, Target::System) => Vec::new(),
     }

@@ -132,7 +132,12 @@ pub fn create(tx: &mut Tx, _cx: &Context, grant: Grant) -> Result<()> {
 pub fn check(state: &State, grant: &Grant) -> Result<()> {
     actor_is_there(state, grant.actor)?;
     target_domain(state, grant.target)?;
-    let missing = || Error::not_found(format!("Could not find role assignment with role: {}, user or group: {}, project, domain, or system: {}.", grant.role, grant.actor, grant.target));
+    let missing = || {
+        Error::not_found(format!(
+            "Could not find role assignment with role: {}, user or group: {}, project, domain, or system: {}.",
+            grant.role, grant.actor, grant.target
+        ))
+    };
     state.get::<Grant>(&grant.key()).map(drop).ok_or_else(missing)
 }
 
@@ -172,7 +177,9 @@ fn reaching(state: &State, id: ProjectId) -> Vec<(Target, Reach)> {
     let Some(project) = state.get::<Project>(&id) else { return Vec::new() };
     let above = project::parents(state, id).into_iter().map(|p| Target::Project(p.id));
     let below = std::iter::once(Target::Project(id)).chain(above).chain([Target::Domain(project.domain)]);
-    std::iter::once((Target::Project(id), Reach::Here)).chain(below.skip(1).map(|t| (t, Reach::Below))).collect()
+    std::iter::once((Target::Project(id), Reach::Here))
+        .chain(below.skip(1).map(|t| (t, Reach::Below)))
+        .collect()
 }
 
 fn granted(state: &State, user: UserId, places: &[(Target, Reach)]) -> BTreeSet<RoleId> {

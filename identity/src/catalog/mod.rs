@@ -145,7 +145,9 @@ fn fill(url: &str, origin: &str, who: &Who) -> Option<String> {
         let (name, after) = rest[at + 2..].split_once(")s")?;
         out.push_str(&rest[..at]);
         match (name, who.scope) {
-            ("project_id" | "tenant_id", Scope::Project { project, .. }) => out.push_str(&project.to_string()),
+            ("project_id" | "tenant_id", Scope::Project { project, .. }) => {
+                out.push_str(&project.to_string())
+            }
             ("user_id", _) => out.push_str(&who.user.to_string()),
             _ => return None,
         }
@@ -256,7 +258,8 @@ pub fn update_endpoint(
 fn keep_endpoint(tx: &mut Tx, cx: &Context, endpoint: Endpoint) -> Result<Arc<Endpoint>> {
     let fields = &endpoint.fields;
     let (service, url) = (fields.service_id, &fields.url);
-    tx.get::<Service>(&service).ok_or_else(|| Error::invalid(format!("Could not find service: {service}.")))?;
+    tx.get::<Service>(&service)
+        .ok_or_else(|| Error::invalid(format!("Could not find service: {service}.")))?;
     if !url.starts_with('/') && !url.contains("://") {
         return Err(Error::invalid(format!("The endpoint URL is invalid: {}", url.escape_default())));
     }
@@ -286,8 +289,16 @@ mod tests {
     fn urls_are_filled_in() {
         let project = Scope::Project { project: ProjectId::ZERO, domain: DomainId::ZERO };
         check("/compute/v2.1", Scope::Unscoped, Some("http://here:1/compute/v2.1"));
-        check("https://there/v1/AUTH_%(tenant_id)s", project, Some("https://there/v1/AUTH_00000000000000000000000000000000"));
-        check("https://there/$(project_id)s/x", project, Some("https://there/00000000000000000000000000000000/x"));
+        check(
+            "https://there/v1/AUTH_%(tenant_id)s",
+            project,
+            Some("https://there/v1/AUTH_00000000000000000000000000000000"),
+        );
+        check(
+            "https://there/$(project_id)s/x",
+            project,
+            Some("https://there/00000000000000000000000000000000/x"),
+        );
         check("https://there/$(project_id)s/x", Scope::System, None);
         check("https://there/%(password)s", project, None);
     }

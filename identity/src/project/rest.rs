@@ -95,13 +95,17 @@ async fn show(app: App, call: Call) -> Result<Reply> {
 fn relatives(state: &State, call: &Call, project: &Project, view: &mut Map) {
     let seen = |p: &Project| call.may("identity:get_project", &aim::of_project(p));
     let listed = |all: Vec<std::sync::Arc<Project>>| -> Value {
-        all.iter().filter(|p| seen(p)).map(|p| json!({"project": wire::linked(call, "projects", self::view(p))})).collect()
+        all.iter()
+            .filter(|p| seen(p))
+            .map(|p| json!({"project": wire::linked(call, "projects", self::view(p))}))
+            .collect()
     };
     if call.query.has("parents_as_list") {
         view.insert("parents".into(), listed(super::parents(state, project.id)));
     } else if call.query.has("parents_as_ids") {
         let top = json!({project.domain.to_string(): null});
-        let above = super::parents(state, project.id).iter().rev().fold(top, |up, p| json!({p.id.to_string(): up}));
+        let above =
+            super::parents(state, project.id).iter().rev().fold(top, |up, p| json!({p.id.to_string(): up}));
         view.insert("parents".into(), above);
     }
     if call.query.has("subtree_as_list") {

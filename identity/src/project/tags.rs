@@ -26,13 +26,11 @@ pub fn routes() -> Vec<Route<App>> {
 /// Whether a project passes `tags`, `tags-any`, `not-tags` and `not-tags-any`.
 pub fn wanted(call: &Call, project: &Project) -> bool {
     let has = |tag: &str| project.fields.tags.iter().any(|t| t.as_str() == tag);
-    let passes = |name: &str, holds: &dyn Fn(&mut dyn Iterator<Item = &str>) -> bool| {
-        call.query.get(name).is_none_or(|tags| holds(&mut tags.split(',')))
-    };
-    passes("tags", &|tags| tags.all(has))
-        && passes("tags-any", &|tags| tags.any(has))
-        && passes("not-tags", &|tags| !tags.all(has))
-        && passes("not-tags-any", &|tags| !tags.any(has))
+    let asked = |name: &str| call.query.get(name).map(|tags| tags.split(','));
+    asked("tags").is_none_or(|mut tags| tags.all(has))
+        && asked("tags-any").is_none_or(|mut tags| tags.any(has))
+        && asked("not-tags").is_none_or(|mut tags| !tags.all(has))
+        && asked("not-tags-any").is_none_or(|mut tags| !tags.any(has))
 }
 
 fn view(call: &Call, project: &Project) -> serde_json::Value {

@@ -79,12 +79,7 @@ pub fn named<'a>(state: &'a State, name: &str) -> Option<&'a Arc<Role>> {
     state.one(&BY_NAME, (None::<DomainId>, name))
 }
 
-pub fn create(
-    tx: &mut Tx,
-    _cx: &Context,
-    domain: Option<DomainId>,
-    fields: RoleFields,
-) -> Result<Arc<Role>> {
+pub fn create(tx: &mut Tx, _cx: &Context, domain: Option<DomainId>, fields: RoleFields) -> Result<Arc<Role>> {
     if let Some(domain) = domain {
         tx.get::<Domain>(&domain).ok_or_else(|| missing("domain", domain))?;
     }

@@ -139,7 +139,9 @@ async fn inferences(app: App, call: Call) -> Result<Reply> {
     let priors = state.all::<Role>().map(|r| r.id).filter(|id| implied_by(&state, *id).next().is_some());
     let rules: Result<Vec<Value>> = priors.map(|id| inference(&call, &state, id)).collect();
     let here = format!("{}{}", call.base, call.path);
-    Ok(Reply::ok(&json!({"role_inferences": rules?, "links": {"self": here, "next": null, "previous": null}})))
+    Ok(Reply::ok(
+        &json!({"role_inferences": rules?, "links": {"self": here, "next": null, "previous": null}}),
+    ))
 }
 
 /// The role in the path, for grants.

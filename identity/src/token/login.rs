@@ -182,9 +182,9 @@ fn lacks(method: &str) -> Error {
 fn not_expired(user: &User) -> Result<()> {
     let ended = user.password().and_then(|p| p.expires).is_some_and(|at| at <= Timestamp::wall());
     match ended && !user.option("ignore_password_expiry") {
-        true => {
-            Err(Error::unauthorized("The password is expired and needs to be changed by a self-service call."))
-        }
+        true => Err(Error::unauthorized(
+            "The password is expired and needs to be changed by a self-service call.",
+        )),
         false => Ok(()),
     }
 }
@@ -229,8 +229,9 @@ fn by_token(app: &App, proven: &mut Proven, asked: &TokenProof) -> Result<()> {
 async fn by_app(app: &App, state: &State, proven: &mut Proven, asked: &AppProof) -> Result<()> {
     let found = match (&asked.id, &asked.name, &asked.user) {
         (Some(id), _, _) => id.parse().ok().and_then(|id| state.get::<AppCredential>(&id)),
-        (None, Some(name), Some(user)) => find_user(state, user)
-            .and_then(|u| state.one(&app_credential::BY_NAME, (u.id, name.as_str()))),
+        (None, Some(name), Some(user)) => {
+            find_user(state, user).and_then(|u| state.one(&app_credential::BY_NAME, (u.id, name.as_str())))
+        }
         (None, _, _) => None,
     };
     let right = app.hasher.verify(&asked.secret, found.map(|a| &a.secret)).await?;
@@ -241,12 +242,7 @@ async fn by_app(app: &App, state: &State, proven: &mut Proven, asked: &AppProof)
     Ok(())
 }
 
-fn scope(
-    state: &State,
-    auth: &Auth,
-    proven: &Proven,
-    user: UserId,
-) -> Result<(Place, Option<Id<Trust>>)> {
+fn scope(state: &State, auth: &Auth, proven: &Proven, user: UserId) -> Result<(Place, Option<Id<Trust>>)> {
     if let Some(app) = proven.app {
         let own = state.get::<AppCredential>(&app).map(|a| Place::Project(a.project)).ok_or_else(refused)?;
         return match auth.scope.as_ref().map(|s| asked_scope(state, s)).transpose()? {
@@ -273,7 +269,9 @@ fn asked_scope(state: &State, asked: &Value) -> Result<(Place, Option<Id<Trust>>
     let (name, inner) = match asked {
         Value::String(text) if text == "unscoped" => return Ok((Place::Unscoped, None)),
         Value::Object(map) if map.len() == 1 => map.iter().next().ok_or_else(refused)?,
-        _ => return Err(Error::invalid("The scope must name one of project, domain, system, OS-TRUST:trust.")),
+        _ => {
+            return Err(Error::invalid("The scope must name one of project, domain, system, OS-TRUST:trust."));
+        }
     };
     match name.as_str() {
         "unscoped" => Ok((Place::Unscoped, None)),

@@ -114,8 +114,12 @@ impl Pass for EndedRevocationsForgotten {
     async fn pass(&mut self) -> Result<Next> {
         let before = Timestamp::wall().plus_secs(-self.grace_s);
         let state = self.cell.read();
-        let ended: Vec<AuditId> =
-            state.all::<Revocation>().filter(|r| r.expires < before).map(|r| r.audit).take(FORGET_MAX).collect();
+        let ended: Vec<AuditId> = state
+            .all::<Revocation>()
+            .filter(|r| r.expires < before)
+            .map(|r| r.audit)
+            .take(FORGET_MAX)
+            .collect();
         if ended.is_empty() {
             return Ok(Next::Usual);
         }

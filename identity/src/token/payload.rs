@@ -53,7 +53,12 @@ pub const METHODS: [&str; 4] = ["password", "token", "application_credential", "
 
 impl Token {
     pub fn methods(&self) -> Vec<&'static str> {
-        METHODS.iter().enumerate().filter(|(bit, _)| self.methods & (1 << bit) != 0).map(|(_, m)| *m).collect()
+        METHODS
+            .iter()
+            .enumerate()
+            .filter(|(bit, _)| self.methods & (1 << bit) != 0)
+            .map(|(_, m)| *m)
+            .collect()
     }
 }
 
@@ -62,7 +67,11 @@ const VERSION: u8 = 1;
 pub fn encode(token: &Token) -> Vec<u8> {
     let mut out = Vec::with_capacity(128);
     out.extend_from_slice(&[VERSION, token.methods]);
-    let optional = [token.chain.map(|i| i.uuid()), token.trust.map(|i| i.uuid()), token.app_credential.map(|i| i.uuid())];
+    let optional = [
+        token.chain.map(|i| i.uuid()),
+        token.trust.map(|i| i.uuid()),
+        token.app_credential.map(|i| i.uuid()),
+    ];
     let flags = optional.iter().enumerate().map(|(bit, id)| (id.is_some() as u8) << bit).sum();
     out.push(flags);
     let (tag, at) = match token.place {

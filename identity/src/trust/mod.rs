@@ -28,7 +28,8 @@ pub struct Trust {
 
 pub const BY_TRUSTOR: Index<Trust> = Index::many("trustor", |t, keys| keys.push(t.trustor.key()));
 pub const BY_TRUSTEE: Index<Trust> = Index::many("trustee", |t, keys| keys.push(t.trustee.key()));
-pub const BY_PROJECT: Index<Trust> = Index::many("project", |t, keys| keys.extend(t.project.map(|p| p.key())));
+pub const BY_PROJECT: Index<Trust> =
+    Index::many("project", |t, keys| keys.extend(t.project.map(|p| p.key())));
 
 impl IdKind for Trust {
     const HEX: bool = true;

@@ -112,7 +112,9 @@ pub fn create(
 
 fn checked_default(state: &State, fields: &UserFields) -> Result<()> {
     let project = fields.default_project_id;
-    match project.is_some_and(|id| state.get::<crate::domain::Domain>(&DomainId::from_uuid(id.uuid())).is_some()) {
+    match project
+        .is_some_and(|id| state.get::<crate::domain::Domain>(&DomainId::from_uuid(id.uuid())).is_some())
+    {
         true => Err(Error::invalid("A domain cannot be a user's default project.")),
         false => Ok(()),
     }
