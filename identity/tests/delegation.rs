@@ -184,6 +184,6 @@ async fn ossa_2014_015_a_user_and_a_group_of_one_id_are_two() {
     let role = identity::role::named(&cloud.cell.read(), "admin").unwrap().id;
     let target = Target::Project(two.project);
     let grant = Grant { actor: Actor::Group(same), target, role, reach: Reach::Here };
-    cloud.cell.write(store::Cause::step("test"), move |tx| Ok(drop(tx.put(grant)?))).await.unwrap();
+    cloud.cell.write(store::Cause::step("test"), move |tx| Ok(tx.put(grant)?)).await.unwrap();
     assert!(assignment::roles_on_project(&cloud.cell.read(), one.user, two.project).is_empty());
 }
