@@ -70,6 +70,11 @@ impl State {
         self.by(index, key).next()
     }
 
+    /// The last revision that changed a table: what was computed from it since then still holds.
+    pub fn changed_at<R: Record>(&self) -> Revision {
+        self.table::<R>().changed
+    }
+
     pub fn count<R: Record>(&self) -> usize {
         self.table::<R>().rows.len()
     }
@@ -91,10 +96,11 @@ impl State {
     }
 
     pub(crate) fn put<R: Record>(&mut self, record: Arc<R>) -> Result<Option<Arc<R>>, Broken> {
-        let slot = self.schema.slot::<R>();
+        let (slot, revision) = (self.schema.slot::<R>(), self.revision + 1);
         let table =
             self.table_mut(slot).as_any_mut().downcast_mut::<Table<R>>().expect("the slot fixes the type");
         let before = table.put(record.clone())?;
+        table.changed = revision;
         if let Some(before) = &before {
             self.tally(before.as_ref(), -1);
         }
@@ -103,10 +109,11 @@ impl State {
     }
 
     pub(crate) fn remove<R: Record>(&mut self, key: &R::Key) -> Option<Arc<R>> {
-        let slot = self.schema.slot::<R>();
+        let (slot, revision) = (self.schema.slot::<R>(), self.revision + 1);
         let table =
             self.table_mut(slot).as_any_mut().downcast_mut::<Table<R>>().expect("the slot fixes the type");
         let before = table.remove(key)?;
+        table.changed = revision;
         self.tally(before.as_ref(), -1);
         Some(before)
     }
@@ -149,12 +156,13 @@ pub(crate) struct Row<R> {
 #[derive(Clone)]
 pub(crate) struct Table<R: Record> {
     pub rows: OrdMap<R::Key, Row<R>>,
+    changed: Revision,
     indexes: Vec<OrdSet<(IndexKey, Option<R::Key>)>>,
 }
 
 impl<R: Record> Default for Table<R> {
     fn default() -> Table<R> {
-        Table { rows: OrdMap::new(), indexes: R::INDEXES.iter().map(|_| OrdSet::new()).collect() }
+        Table { rows: OrdMap::new(), changed: 0, indexes: R::INDEXES.iter().map(|_| OrdSet::new()).collect() }
     }
 }
 
