@@ -31,7 +31,8 @@ pub fn run<F: AsyncFnOnce(&mut World) + Send + 'static>(test: F) {
     let entered = File::open(host.path()).unwrap();
     let thread = std::thread::spawn(move || {
         setns(&entered, CloneFlags::CLONE_NEWNET).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         runtime.block_on(async {
             let mut world = World::new().await;
             test(&mut world).await;
