@@ -103,7 +103,7 @@ pub struct World {
 }
 
 impl World {
-    async fn new() -> World {
+    pub async fn new() -> World {
         let cloud = 0xf000_0000
             | (std::process::id() << 8) & 0x0fff_ff00
             | COUNT.fetch_add(1, Ordering::Relaxed) & 0xff;
