@@ -66,6 +66,25 @@ fn down_removes_all_of_its_cloud_and_nothing_else() {
 }
 
 #[test]
+fn a_name_left_by_a_crash_is_made_good() {
+    run(async |w| {
+        let net = w.network(1, "10.88.0.0/24");
+        let name = format!("/run/netns/shisa-{:08x}-net-{net}", w.cloud);
+        std::fs::write(&name, "").unwrap();
+        let port = w.port(1, net, "10.88.0.5", &open());
+        assert!(w.sync().await[&port.id].up);
+        let lost = format!("/run/netns/shisa-{:08x}-net-{}", w.cloud, id(9, 9));
+        std::fs::write(&lost, "").unwrap();
+        sh(&["ip", "netns", "del", name.strip_prefix("/run/netns/").unwrap()]);
+        assert!(w.sync().await[&port.id].up, "removed by someone, made again");
+        w.listeners.clear();
+        drop(w.fabric.take());
+        Fabric::down(&settings(w.cloud)).await.unwrap();
+        assert!(!std::path::Path::new(&lost).exists() && !std::path::Path::new(&name).exists());
+    });
+}
+
+#[test]
 fn a_connection_by_a_removed_floating_address_ends_at_once() {
     run(async |w| {
         let mut port = cloud(w, 85);
@@ -137,6 +156,15 @@ fn an_uplink_carries_external_ranges_and_is_left_as_it_was() {
         assert_eq!(sh(&["cat", "/proc/sys/net/ipv4/ip_forward"]), "0\n");
         w.sync().await;
         assert_eq!(w.fabric().last_steps(), [""; 0]);
+        w.restart().await;
+        w.sync().await;
+        assert_eq!(read(), "0\n", "the uplink was taken from the settings");
+        assert!(!guest.pings("192.0.2.1"));
+        let mut with = settings(w.cloud);
+        with.uplink = Some("up85".to_string());
+        w.listeners.clear();
+        w.fabric = Some(Fabric::open(with).await.unwrap());
+        w.sync().await;
         drop(guest);
         w.listeners.clear();
         drop(w.fabric.take());

@@ -115,7 +115,17 @@ impl World {
         self.fabric.as_mut().unwrap()
     }
 
+    /// A sync, and a second one that has nothing left to do.
     pub async fn sync(&mut self) -> BTreeMap<Uuid, PortReport> {
+        let report = self.sync_once().await;
+        let document = self.document.clone();
+        let fabric = self.fabric();
+        assert_eq!(fabric.sync(&document).await.unwrap(), report);
+        assert_eq!(fabric.last_steps(), [""; 0]);
+        report
+    }
+
+    async fn sync_once(&mut self) -> BTreeMap<Uuid, PortReport> {
         let document = self.document.clone();
         let report = match self.fabric().sync(&document).await {
             Ok(report) => report,
@@ -167,7 +177,22 @@ impl World {
     /// Plays the guest of a port.
     pub fn guest(&mut self, port: &Port) -> Guest {
         let tap = self.fabric().open_tap(port.id).unwrap();
-        Guest::new(tap, port)
+        let guest = Guest::new(tap, port);
+        self.until_forwarding(port);
+        guest
+    }
+
+    /// A bridge takes frames of a port some time after its carrier.
+    fn until_forwarding(&self, port: &Port) {
+        let ns = format!("shisa-{:08x}-net-{}", self.cloud, port.network);
+        let tap = fabric::state::tap(port.id);
+        for _ in 0..100 {
+            if sh(&["ip", "-n", &ns, "-d", "link", "show", &tap]).contains("state forwarding") {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(30));
+        }
+        panic!("{tap} does not forward");
     }
 }
 
@@ -375,11 +400,13 @@ nix::ioctl_write_ptr_bad!(
 
 fn own_tap(name: &str) -> File {
     let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun").unwrap();
+    // SAFETY: an all-zero `ifreq` is a valid one.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    // SAFETY: the descriptor is open and `request` lives through the call.
     unsafe { set_iff(file.as_raw_fd(), &request) }.unwrap();
     file
 }
