@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use store::{Cause, Cell, Tx};
 
 /// A request that has passed token, version and rule.
@@ -29,7 +29,7 @@ pub struct Call {
     pub rule: &'static str,
     pub(crate) policy: Arc<Policy>,
     pub(crate) body: Bytes,
-    pub(crate) stream: Option<ByteStream>,
+    pub(crate) stream: Mutex<Option<ByteStream>>,
 }
 
 impl Call {
@@ -53,8 +53,8 @@ impl Call {
     }
 
     /// The body of a route declared with `streamed`.
-    pub fn take_stream(&mut self) -> Option<ByteStream> {
-        self.stream.take()
+    pub fn take_stream(&self) -> Option<ByteStream> {
+        self.stream.lock().expect("no holder panics").take()
     }
 
     /// The whole body as `T`.

@@ -194,7 +194,7 @@ impl Api {
             rule: row.rule,
             policy: self.policy.clone(),
             body: bytes,
-            stream,
+            stream: std::sync::Mutex::new(stream),
         };
         if row.rule != OPEN {
             self.check(row, &mut call)?;

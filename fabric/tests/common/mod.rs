@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 static COUNT: AtomicU32 = AtomicU32::new(1);
 
-/// Runs a test in a host of its own, or says why not.
+/// Runs a test in a host of its own, or says why not. `FABRIC_TEST_ON_HOST=1` takes the real one: see it work there.
 pub fn run<F: AsyncFnOnce(&mut World) + Send + 'static>(test: F) {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("SKIPPED: packets in namespaces need root");

@@ -1,0 +1,83 @@
+//! The record of a node: what it said of itself, and what an operator said of it.
+
+use base::node::Hello;
+use base::{Id, IdKind, Result, Timestamp};
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+use std::sync::Arc;
+use store::{Index, IndexPart, Record, State, Tx};
+
+pub type NodeId = Id<Node>;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Node {
+    pub id: NodeId,
+    /// A small number of its own: the scheduler's columns are indexed by it.
+    pub number: u32,
+    pub hello: Hello,
+    pub zone: String,
+    /// New servers may come here.
+    pub enabled: bool,
+    #[serde(default)]
+    pub disabled_reason: Option<String>,
+    #[serde(default)]
+    pub forced_down: bool,
+    pub created: Timestamp,
+    pub updated: Timestamp,
+}
+
+impl IdKind for Node {}
+
+pub const BY_NAME: Index<Node> = Index::unique("name", |n, keys| keys.push(n.hello.name.key()));
+const BY_NUMBER: Index<Node> = Index::unique("number", |n, keys| keys.push(n.number.key()));
+
+impl Record for Node {
+    const KIND: &'static str = "node";
+    type Key = NodeId;
+    const INDEXES: &'static [Index<Node>] = &[BY_NAME, BY_NUMBER];
+
+    fn key(&self) -> NodeId {
+        self.id
+    }
+}
+
+/// The zone of nodes that were not given another.
+pub const ZONE: &str = "nova";
+
+/// Makes or updates the record of a node that says hello.
+pub(crate) fn join(tx: &mut Tx, hello: &Hello) -> Result<()> {
+    if let Some(old) = tx.one(&BY_NAME, hello.name.as_str()).cloned() {
+        let now = tx.now();
+        let hello = hello.clone();
+        tx.update::<Node>(&old.id, |node| {
+            if node.hello != hello {
+                node.hello = hello;
+                node.updated = now;
+            }
+        })?;
+        return Ok(());
+    }
+    let number = (0..).find(|n: &u32| tx.one(&BY_NUMBER, *n).is_none()).expect("numbers do not end");
+    tx.put(Node {
+        id: Id::from_uuid(hello.id),
+        number,
+        hello: hello.clone(),
+        zone: ZONE.into(),
+        enabled: true,
+        disabled_reason: None,
+        forced_down: false,
+        created: tx.now(),
+        updated: tx.now(),
+    })?;
+    Ok(())
+}
+
+/// The node of a name.
+pub fn named<'a>(state: &'a State, name: &str) -> Option<&'a Arc<Node>> {
+    state.one(&BY_NAME, name)
+}
+
+/// The underlay address of a node.
+pub fn address(state: &State, name: &str) -> Option<IpAddr> {
+    named(state, name).map(|n| n.hello.address)
+}

@@ -1,0 +1,91 @@
+//! What is offered: versions, the resources of v2.0, and the extensions. One is listed only when it works.
+
+use crate::App;
+use api::{Call, Reply};
+use base::{Error, Result};
+use serde_json::{Value, json};
+
+/// Alias and name.
+const EXTENSIONS: [(&str, &str); 29] = [
+    ("allowed-address-pairs", "Allowed Address Pairs"),
+    ("availability_zone", "Availability Zone"),
+    ("binding", "Port Binding"),
+    ("binding-extended", "Port Bindings Extended"),
+    ("ext-gw-mode", "Neutron L3 Configurable external gateway mode"),
+    ("external-net", "Neutron external network"),
+    ("extra_dhcp_opt", "Neutron Extra DHCP options"),
+    ("extraroute", "Neutron Extra Route"),
+    ("fip-port-details", "Floating IP Port Details Extension"),
+    ("ip-substring-filtering", "IP address substring filtering"),
+    ("net-mtu", "Network MTU"),
+    ("net-mtu-writable", "Network MTU (writable)"),
+    ("network_availability_zone", "Network Availability Zone"),
+    ("pagination", "Pagination support"),
+    ("port-security", "Port Security"),
+    ("project-id", "project_id field enabled"),
+    ("provider", "Provider Network"),
+    ("quotas", "Quota management support"),
+    ("quota_details", "Quota details management support"),
+    ("router", "Neutron L3 Router"),
+    ("router_availability_zone", "Router Availability Zone"),
+    ("security-group", "security-group"),
+    ("sorting", "Sorting support"),
+    ("standard-attr-description", "standard-attr-description"),
+    ("standard-attr-revisions", "Resource revision numbers"),
+    ("standard-attr-tag", "Tag support for resources with standard attribute"),
+    ("standard-attr-timestamp", "Resource timestamps"),
+    ("stateful-security-group", "Stateful security group"),
+    ("subnet_allocation", "Subnet Allocation"),
+];
+
+fn view(alias: &str, name: &str) -> Value {
+    json!({"alias": alias, "name": name, "description": name, "updated": "2026-01-01T00:00:00-00:00", "links": []})
+}
+
+/// GET /v2.0/extensions
+pub async fn list(_: App, _: Call) -> Result<Reply> {
+    let all: Vec<_> = EXTENSIONS.iter().map(|(alias, name)| view(alias, name)).collect();
+    Ok(Reply::ok(&json!({"extensions": all})))
+}
+
+/// GET /v2.0/extensions/{alias}
+pub async fn show(_: App, call: Call) -> Result<Reply> {
+    let alias = call.param("alias");
+    let found = EXTENSIONS.iter().find(|(a, _)| *a == alias);
+    let (alias, name) = found.ok_or_else(|| {
+        Error::not_found(format!("Extension with alias {} does not exist", alias.escape_default()))
+            .named("ExtensionNotFound")
+    })?;
+    Ok(Reply::ok(&json!({"extension": view(alias, name)})))
+}
+
+/// GET /
+pub async fn versions(_: App, call: Call) -> Result<Reply> {
+    let links = [json!({"rel": "self", "href": format!("{}/v2.0/", call.base)})];
+    Ok(Reply::ok(&json!({"versions": [{"id": "v2.0", "status": "CURRENT", "links": links}]})))
+}
+
+/// GET /v2.0/
+pub async fn resources(_: App, call: Call) -> Result<Reply> {
+    const RESOURCES: [(&str, &str); 8] = [
+        ("network", "networks"),
+        ("subnet", "subnets"),
+        ("subnetpool", "subnetpools"),
+        ("port", "ports"),
+        ("router", "routers"),
+        ("floatingip", "floatingips"),
+        ("security_group", "security-groups"),
+        ("security_group_rule", "security-group-rules"),
+    ];
+    let one = |(name, collection): &(&str, &str)| {
+        let links = [json!({"rel": "self", "href": format!("{}/v2.0/{collection}", call.base)})];
+        json!({"name": name, "collection": collection, "links": links})
+    };
+    Ok(Reply::ok(&json!({"resources": RESOURCES.iter().map(one).collect::<Vec<_>>()})))
+}
+
+/// GET /v2.0/availability_zones
+pub async fn zones(_: App, _: Call) -> Result<Reply> {
+    let zone = |resource: &str| json!({"name": "nova", "resource": resource, "state": "available"});
+    Ok(Reply::ok(&json!({"availability_zones": [zone("network"), zone("router")]})))
+}

@@ -1,0 +1,278 @@
+//! Floating IPs: an address of an external network that leads to a port's fixed address.
+
+use crate::FLOATING_IP;
+use crate::attr::{Meta, MetaBody, Text, input, missing, nullable};
+use crate::network::Network;
+use crate::port::{self, NewPort, Port, WantedIp};
+use crate::resource::{self, Resource};
+use crate::router::{self, Router};
+use crate::subnet::Subnet;
+use api::{Call, Target};
+use base::{Context, Error, Id, IdKind, ProjectId, Result};
+use identity::limit;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use std::net::IpAddr;
+use std::sync::Arc;
+use store::{Index, IndexPart, Record, State, Tx};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FloatingIp {
+    pub id: Id<FloatingIp>,
+    pub meta: Meta,
+    /// The external network.
+    pub network: Id<Network>,
+    pub address: IpAddr,
+    /// The port that holds the address on the external network.
+    pub holder: Id<Port>,
+    pub association: Option<Association>,
+}
+
+/// Where a floating IP leads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Association {
+    pub port: Id<Port>,
+    pub fixed: IpAddr,
+    pub router: Id<Router>,
+}
+
+impl IdKind for FloatingIp {}
+
+pub const BY_PORT: Index<FloatingIp> =
+    Index::many("port", |f, keys| keys.extend(f.association.as_ref().map(|a| a.port.key())));
+const BY_FIXED: Index<FloatingIp> = Index::unique("fixed", |f, keys| {
+    keys.extend(f.association.as_ref().map(|a| (f.network, a.port, a.fixed).key()))
+});
+const BY_ROUTER: Index<FloatingIp> =
+    Index::many("router", |f, keys| keys.extend(f.association.as_ref().map(|a| a.router.key())));
+
+impl Record for FloatingIp {
+    const KIND: &'static str = "floating_ip";
+    type Key = Id<FloatingIp>;
+    const INDEXES: &'static [Index<FloatingIp>] = &[BY_PORT, BY_FIXED, BY_ROUTER];
+
+    fn key(&self) -> Id<FloatingIp> {
+        self.id
+    }
+
+    fn amounts(&self, add: &mut dyn FnMut(ProjectId, &'static str, i64)) {
+        add(self.meta.project, FLOATING_IP.name, 1);
+    }
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Body {
+    description: Option<Text>,
+    tenant_id: Option<ProjectId>,
+    project_id: Option<ProjectId>,
+    floating_network_id: Option<Id<Network>>,
+    floating_ip_address: Option<IpAddr>,
+    #[serde(default, deserialize_with = "nullable")]
+    subnet_id: Option<Option<Id<Subnet>>>,
+    #[serde(default, deserialize_with = "nullable")]
+    port_id: Option<Option<Id<Port>>>,
+    #[serde(default, deserialize_with = "nullable")]
+    fixed_ip_address: Option<Option<IpAddr>>,
+}
+
+impl Resource for FloatingIp {
+    const ONE: &'static str = "floatingip";
+    const MANY: &'static str = "floatingips";
+    const TITLE: &'static str = "Floating IP";
+    const NOT_FOUND: &'static str = "FloatingIPNotFound";
+    type Body = Body;
+
+    fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    fn meta_body(body: &Body) -> MetaBody {
+        MetaBody {
+            name: None,
+            description: body.description.clone(),
+            tenant_id: body.tenant_id,
+            project_id: body.project_id,
+        }
+    }
+
+    fn view(&self, state: &State, _: &Context) -> Map<String, Value> {
+        let mut view = self.meta.view(&self.id.to_string());
+        view.remove("name");
+        let at = self.association.as_ref();
+        let details = at.and_then(|a| state.get::<Port>(&a.port)).map(|p| {
+            json!({
+                "name": p.meta.name, "network_id": p.network, "mac_address": p.mac, "admin_state_up": p.admin_up,
+                "status": p.status(), "device_id": p.device, "device_owner": p.owner,
+            })
+        });
+        let shown = json!({
+            "floating_network_id": self.network, "floating_ip_address": self.address,
+            "fixed_ip_address": at.map(|a| a.fixed), "port_id": at.map(|a| a.port), "router_id": at.map(|a| a.router),
+            "status": if at.is_some() { "ACTIVE" } else { "DOWN" }, "port_details": details, "port_forwardings": [],
+            "dns_domain": "", "dns_name": "", "qos_policy_id": null, "qos_network_policy_id": null,
+        });
+        view.extend(shown.as_object().cloned().unwrap_or_default());
+        view
+    }
+
+    fn guard(call: &Call, body: &Body, verb: &str) -> Result<()> {
+        match body.floating_ip_address.is_some() && verb == "create" {
+            true => call.require("create_floatingip:floating_ip_address", &Target::new()),
+            false => Ok(()),
+        }
+    }
+
+    fn create(tx: &mut Tx, cx: &Context, project: ProjectId, body: &Body) -> Result<Arc<FloatingIp>> {
+        limit::claim(tx, project, &FLOATING_IP, 1)?;
+        let network = body.floating_network_id.ok_or_else(|| missing("floating_network_id"))?;
+        let network = resource::get::<Network>(tx, cx, network)?;
+        if !network.external {
+            return Err(Error::invalid(format!(
+                "Bad floatingip request: Network {} is not a valid external network.",
+                network.id
+            ))
+            .named("BadRequest"));
+        }
+        let id: Id<FloatingIp> = tx.new_id();
+        let holder = hold(tx, id, &network, body)?;
+        let mut floating = FloatingIp {
+            id,
+            meta: Meta::new(tx, project),
+            network: network.id,
+            address: holder.fixed[0].address,
+            holder: holder.id,
+            association: None,
+        };
+        floating.meta.apply(&Self::meta_body(body));
+        if let Some(port) = body.port_id.flatten() {
+            floating.association = Some(associate(tx, cx, &floating, port, body.fixed_ip_address.flatten())?);
+        } else if body.fixed_ip_address.flatten().is_some() {
+            return Err(Error::invalid(
+                "Bad floatingip request: fixed_ip_address cannot be specified without a port_id.",
+            )
+            .named("BadRequest"));
+        }
+        put(tx, floating)
+    }
+
+    fn update(tx: &mut Tx, cx: &Context, old: &FloatingIp, body: &Body) -> Result<Arc<FloatingIp>> {
+        let mut floating = old.clone();
+        floating.meta.apply(&Self::meta_body(body));
+        match body.port_id {
+            Some(Some(port)) => {
+                floating.association = Some(associate(tx, cx, old, port, body.fixed_ip_address.flatten())?);
+            }
+            Some(None) => floating.association = None,
+            // As Neutron: an update that names no port lets go of it, unless it changes nothing but words.
+            None if body.fixed_ip_address.is_some() => {
+                let port = old
+                    .association
+                    .as_ref()
+                    .map(|a| a.port)
+                    .ok_or_else(|| input("fixed_ip_address needs a port_id"))?;
+                floating.association = Some(associate(tx, cx, old, port, body.fixed_ip_address.flatten())?);
+            }
+            None if body.description.is_none() => floating.association = None,
+            None => {}
+        }
+        floating.meta.touch(tx);
+        put(tx, floating)
+    }
+
+    fn delete(tx: &mut Tx, _: &Context, old: &FloatingIp) -> Result<()> {
+        tx.delete::<FloatingIp>(&old.id);
+        tx.delete::<Port>(&old.holder);
+        Ok(())
+    }
+}
+
+/// Makes the port that holds the address on the external network.
+fn hold(tx: &mut Tx, id: Id<FloatingIp>, network: &Network, body: &Body) -> Result<Arc<Port>> {
+    let wanted = WantedIp { subnet: body.subnet_id.flatten(), address: body.floating_ip_address };
+    let fixed = (wanted != WantedIp::default()).then(|| vec![wanted]);
+    let new = NewPort {
+        network: network.id,
+        device: id.to_string(),
+        owner: port::FLOATING_IP.into(),
+        fixed,
+        groups: Some(Default::default()),
+        port_security: Some(false),
+        ..NewPort::default()
+    };
+    let holder = port::create(tx, ProjectId::ZERO, &new)?;
+    let v4: Vec<_> = holder.fixed.iter().filter(|f| f.address.is_ipv4()).take(1).cloned().collect();
+    if v4.is_empty() {
+        return Err(Error::invalid(format!(
+            "Bad floatingip request: Network {} does not contain any IPv4 subnet.",
+            network.id
+        ))
+        .named("BadRequest"));
+    }
+    port::change(tx, holder.id, |p| p.fixed = v4)
+}
+
+fn put(tx: &mut Tx, floating: FloatingIp) -> Result<Arc<FloatingIp>> {
+    let (address, at) = (floating.address, floating.association.clone());
+    tx.put(floating).map_err(|_| {
+        let (port, fixed) = at.map(|a| (a.port.to_string(), a.fixed.to_string())).unwrap_or_default();
+        Error::conflict(format!(
+            "Cannot associate floating IP {address} with port {port} using fixed IP {fixed}, as that fixed IP already has a floating IP on the external network."
+        ))
+        .named("FloatingIPPortAlreadyAssociated")
+    })
+}
+
+fn associate(
+    tx: &Tx,
+    cx: &Context,
+    floating: &FloatingIp,
+    port: Id<Port>,
+    fixed: Option<IpAddr>,
+) -> Result<Association> {
+    let port = resource::get::<Port>(tx, cx, port)?;
+    let bad = |why: String| Error::invalid(format!("Bad floatingip request: {why}.")).named("BadRequest");
+    let mut v4 = port.fixed.iter().filter(|f| f.address.is_ipv4());
+    let fixed = match fixed {
+        Some(address) => v4
+            .find(|f| f.address == address)
+            .ok_or_else(|| bad(format!("Port {} does not have fixed ip {address}", port.id)))?,
+        None => match (v4.next(), v4.next()) {
+            (Some(one), None) => one,
+            (None, _) => {
+                return Err(bad(format!(
+                    "Cannot add floating IP to port {} that has no fixed IPv4 addresses",
+                    port.id
+                )));
+            }
+            (Some(_), Some(_)) => {
+                return Err(bad(format!(
+                    "Port {} has multiple fixed IPv4 addresses. Must provide a specific IPv4 address",
+                    port.id
+                )));
+            }
+        },
+    };
+    let router = router::between(tx, fixed.subnet, floating.network).ok_or_else(|| {
+        Error::not_found(format!(
+            "External network {} is not reachable from subnet {}. Therefore, cannot associate Port {} with a Floating IP.",
+            floating.network, fixed.subnet, port.id
+        ))
+        .named("ExternalGatewayForFloatingIPNotFound")
+    })?;
+    Ok(Association { port: port.id, fixed: fixed.address, router })
+}
+
+/// The floating IPs that go through a router.
+pub fn of_router(state: &State, router: Id<Router>) -> impl Iterator<Item = &Arc<FloatingIp>> {
+    state.by(&BY_ROUTER, router)
+}
+
+/// Lets go of a port that is about to be removed.
+pub fn release(tx: &mut Tx, port: Id<Port>) -> Result<()> {
+    let mine: Vec<_> = tx.by(&BY_PORT, port).map(|f| f.id).collect();
+    for id in mine {
+        tx.update::<FloatingIp>(&id, |f| f.association = None)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,283 @@
+//! Networks: one L2 segment each, a VXLAN by its number (`vni`).
+
+use crate::attr::{Flag, Meta, MetaBody, Text, Whole, input, nullable};
+use crate::port::{self, Port};
+use crate::resource::Resource;
+use crate::subnet::{self, Subnet};
+use crate::{NETWORK, subnet::BY_NETWORK};
+use api::{Call, Target};
+use base::{Context, Error, Id, IdKind, ProjectId, Result};
+use identity::limit;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use std::sync::Arc;
+use store::{Index, IndexPart, Record, State, Tx};
+
+/// What a guest's frame may carry when the underlay has 1,500 bytes: less VXLAN over IPv4.
+pub const MTU: u32 = 1450;
+/// VXLAN has 24 bits.
+const VNI_MAX: u32 = (1 << 24) - 1;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Network {
+    pub id: Id<Network>,
+    pub meta: Meta,
+    pub admin_up: bool,
+    pub shared: bool,
+    pub external: bool,
+    #[serde(default)]
+    pub default: bool,
+    pub mtu: u32,
+    pub vni: u32,
+    /// `flat` with a physical network, else `vxlan`.
+    #[serde(default)]
+    pub physical: Option<String>,
+    pub port_security: bool,
+    #[serde(default)]
+    pub zone_hints: Vec<String>,
+    #[serde(default)]
+    pub dns_domain: String,
+}
+
+impl IdKind for Network {}
+
+const BY_VNI: Index<Network> = Index::unique("vni", |n, keys| keys.push(n.vni.key()));
+
+impl Record for Network {
+    const KIND: &'static str = "network";
+    type Key = Id<Network>;
+    const INDEXES: &'static [Index<Network>] = &[BY_VNI];
+
+    fn key(&self) -> Id<Network> {
+        self.id
+    }
+
+    fn amounts(&self, add: &mut dyn FnMut(ProjectId, &'static str, i64)) {
+        add(self.meta.project, NETWORK.name, 1);
+    }
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Body {
+    name: Option<Text>,
+    description: Option<Text>,
+    tenant_id: Option<ProjectId>,
+    project_id: Option<ProjectId>,
+    admin_state_up: Option<Flag>,
+    shared: Option<Flag>,
+    #[serde(rename = "router:external")]
+    external: Option<Flag>,
+    is_default: Option<Flag>,
+    mtu: Option<Whole>,
+    port_security_enabled: Option<Flag>,
+    #[serde(rename = "provider:network_type", default, deserialize_with = "nullable")]
+    network_type: Option<Option<String>>,
+    #[serde(rename = "provider:physical_network", default, deserialize_with = "nullable")]
+    physical: Option<Option<String>>,
+    #[serde(rename = "provider:segmentation_id", default, deserialize_with = "nullable")]
+    segment: Option<Option<Whole>>,
+    availability_zone_hints: Option<Vec<String>>,
+    dns_domain: Option<Text>,
+}
+
+impl Body {
+    fn meta_body(&self) -> MetaBody {
+        MetaBody {
+            name: self.name.clone(),
+            description: self.description.clone(),
+            tenant_id: self.tenant_id,
+            project_id: self.project_id,
+        }
+    }
+}
+
+impl Resource for Network {
+    const ONE: &'static str = "network";
+    const MANY: &'static str = "networks";
+    const TITLE: &'static str = "Network";
+    const NOT_FOUND: &'static str = "NetworkNotFound";
+    type Body = Body;
+
+    fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    fn meta_body(body: &Body) -> MetaBody {
+        body.meta_body()
+    }
+
+    fn visible(&self, _: &State, cx: &Context) -> bool {
+        cx.sees(self.meta.project) || self.shared || self.external
+    }
+
+    fn view(&self, state: &State, cx: &Context) -> Map<String, Value> {
+        let mut view = self.meta.view(&self.id.to_string());
+        let subnets: Vec<_> =
+            state.by(&BY_NETWORK, self.id).filter(|s| s.visible(state, cx)).map(|s| s.id).collect();
+        let shown = json!({
+            "admin_state_up": self.admin_up, "status": if self.admin_up { "ACTIVE" } else { "DOWN" },
+            "subnets": subnets, "shared": self.shared, "router:external": self.external, "mtu": self.mtu,
+            "port_security_enabled": self.port_security, "availability_zone_hints": self.zone_hints,
+            "availability_zones": ["nova"], "ipv4_address_scope": null, "ipv6_address_scope": null,
+            "dns_domain": self.dns_domain, "is_default": self.default, "l2_adjacency": true,
+        });
+        view.extend(shown.as_object().cloned().unwrap_or_default());
+        if cx.everywhere {
+            let flat = self.physical.is_some();
+            view.insert("provider:network_type".into(), json!(if flat { "flat" } else { "vxlan" }));
+            view.insert("provider:physical_network".into(), json!(self.physical));
+            view.insert("provider:segmentation_id".into(), if flat { Value::Null } else { json!(self.vni) });
+        }
+        view
+    }
+
+    fn guard(call: &Call, body: &Body, verb: &str) -> Result<()> {
+        let finer = [
+            ("shared", body.shared.is_some_and(|f| f.0)),
+            ("router:external", body.external.is_some_and(|f| f.0)),
+            ("is_default", body.is_default.is_some_and(|f| f.0)),
+            ("provider:network_type", body.network_type.is_some()),
+            ("provider:physical_network", body.physical.is_some()),
+            ("provider:segmentation_id", body.segment.is_some()),
+        ];
+        for (attribute, used) in finer {
+            if used {
+                call.require(&format!("{verb}_network:{attribute}"), &Target::new())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn create(tx: &mut Tx, _: &Context, project: ProjectId, body: &Body) -> Result<Arc<Network>> {
+        limit::claim(tx, project, &NETWORK, 1)?;
+        let mut network = Network {
+            id: tx.new_id(),
+            meta: Meta::new(tx, project),
+            admin_up: true,
+            shared: false,
+            external: false,
+            default: false,
+            mtu: MTU,
+            vni: vni(tx, body)?,
+            physical: physical(body)?,
+            port_security: true,
+            zone_hints: Vec::new(),
+            dns_domain: String::new(),
+        };
+        apply(&mut network, body)?;
+        network.zone_hints = body.availability_zone_hints.clone().unwrap_or_default();
+        tx.put(network).map_err(|_| {
+            Error::conflict("Unable to create the network. The segmentation id is in use.")
+                .named("TunnelIdInUse")
+        })
+    }
+
+    fn update(tx: &mut Tx, _: &Context, old: &Network, body: &Body) -> Result<Arc<Network>> {
+        if body.network_type.is_some() || body.physical.is_some() || body.segment.is_some() {
+            return Err(input("Plugin does not support updating provider attributes"));
+        }
+        if body.shared == Some(Flag(false)) && old.shared && used_by_others(tx, old) {
+            return Err(Error::conflict(format!(
+                "Unable to reconfigure sharing settings for network {}. Multiple tenants are using it.",
+                old.id
+            ))
+            .named("InvalidSharedSetting"));
+        }
+        let mut network = old.clone();
+        apply(&mut network, body)?;
+        network.meta.touch(tx);
+        Ok(tx.put(network)?)
+    }
+
+    fn delete(tx: &mut Tx, _: &Context, old: &Network) -> Result<()> {
+        if let Some(port) = tx.by(&port::BY_NETWORK, old.id).find(|p| !p.owner.is_automatic()) {
+            return Err(Error::conflict(format!(
+                "Unable to complete operation on network {}. There are one or more ports still in use on the network, id for these ports is: {}.",
+                old.id, port.id
+            ))
+            .named("NetworkInUse"));
+        }
+        let automatic: Vec<_> = tx.by(&port::BY_NETWORK, old.id).map(|p| p.id).collect();
+        automatic.iter().for_each(|id| drop(tx.delete::<Port>(id)));
+        let subnets: Vec<_> = tx.by(&BY_NETWORK, old.id).map(|s| s.id).collect();
+        subnets.iter().for_each(|id| drop(tx.delete::<Subnet>(id)));
+        tx.delete::<Network>(&old.id);
+        Ok(())
+    }
+}
+
+fn apply(network: &mut Network, body: &Body) -> Result<()> {
+    network.meta.apply(&body.meta_body());
+    let set = |flag: &Option<Flag>, field: &mut bool| *field = flag.map_or(*field, |f| f.0);
+    set(&body.admin_state_up, &mut network.admin_up);
+    set(&body.shared, &mut network.shared);
+    set(&body.external, &mut network.external);
+    set(&body.is_default, &mut network.default);
+    set(&body.port_security_enabled, &mut network.port_security);
+    if let Some(Whole(mtu)) = body.mtu {
+        network.mtu = match mtu {
+            0 => MTU,
+            68..=1450 => mtu as u32,
+            _ => return Err(input(format!("Requested MTU is too big or too small, it is from 68 to {MTU}"))),
+        };
+    }
+    if let Some(domain) = &body.dns_domain {
+        network.dns_domain = domain.0.clone();
+    }
+    Ok(())
+}
+
+fn physical(body: &Body) -> Result<Option<String>> {
+    let kind = body.network_type.clone().flatten();
+    match kind.as_deref() {
+        None | Some("vxlan") if body.physical.clone().flatten().is_none() => Ok(None),
+        None | Some("vxlan") => {
+            Err(input("provider:physical_network is of flat networks, not of vxlan ones"))
+        }
+        Some("flat") => match body.physical.clone().flatten() {
+            Some(name) => Ok(Some(name)),
+            None => Err(input("physical_network required for flat provider network")),
+        },
+        Some("vlan") => Err(input("provider:network_type 'vlan' is not offered; use vxlan or flat")),
+        Some(other) => Err(input(format!("provider:network_type '{}' is not known", other.escape_default()))),
+    }
+}
+
+fn vni(tx: &mut Tx, body: &Body) -> Result<u32> {
+    if let Some(Whole(n)) = body.segment.flatten() {
+        let fits = u32::try_from(n).ok().filter(|n| (1..=VNI_MAX).contains(n));
+        return fits.ok_or_else(|| input(format!("provider:segmentation_id is from 1 to {VNI_MAX}")));
+    }
+    loop {
+        let drawn = (tx.random() as u32) % VNI_MAX + 1;
+        if tx.one(&BY_VNI, drawn).is_none() {
+            return Ok(drawn);
+        }
+    }
+}
+
+fn used_by_others(tx: &Tx, network: &Network) -> bool {
+    tx.by(&port::BY_NETWORK, network.id)
+        .any(|p| p.meta.project != network.meta.project && p.meta.project != ProjectId::ZERO)
+}
+
+/// The network that a server gets when it names none: the only one that its project may use.
+///
+/// Errors: `Conflict` when there are several. `None` when there is none with a subnet.
+pub fn automatic(state: &State, project: ProjectId) -> Result<Option<Id<Network>>> {
+    let usable = |n: &&Arc<Network>| {
+        !n.external
+            && n.admin_up
+            && (n.meta.project == project)
+            && state.by(&subnet::BY_NETWORK, n.id).next().is_some()
+    };
+    let mut found = state.all::<Network>().filter(usable);
+    match (found.next(), found.next()) {
+        (None, _) => Ok(None),
+        (Some(one), None) => Ok(Some(one.id)),
+        (Some(_), Some(_)) => {
+            Err(Error::conflict("Multiple possible networks found, use a Network ID to be more specific."))
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! Ports at the API.
+
+use super::{DhcpOption, FLOATING_IP, NewPort, Owner, PAIRS_MAX, Pair, Port, WantedIp, addresses, put};
+use crate::attr::{Flag, Meta, MetaBody, Text, input, missing, nullable, read_only};
+use crate::network::Network;
+use crate::resource::{self, Resource};
+use crate::security_group::SecurityGroup;
+use api::{Call, Target};
+use base::units::Mac;
+use base::{Context, Error, Id, ProjectId, Result};
+use ipnet::IpNet;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use store::{State, Tx};
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Body {
+    name: Option<Text>,
+    description: Option<Text>,
+    tenant_id: Option<ProjectId>,
+    project_id: Option<ProjectId>,
+    network_id: Option<Id<Network>>,
+    admin_state_up: Option<Flag>,
+    mac_address: Option<Mac>,
+    fixed_ips: Option<Vec<WantedIp>>,
+    device_id: Option<Text>,
+    device_owner: Option<Text>,
+    #[serde(default, deserialize_with = "nullable")]
+    security_groups: Option<Option<Vec<Id<SecurityGroup>>>>,
+    allowed_address_pairs: Option<Vec<WantedPair>>,
+    port_security_enabled: Option<Flag>,
+    extra_dhcp_opts: Option<Vec<WantedOption>>,
+    dns_name: Option<Text>,
+    #[serde(rename = "binding:host_id", default, deserialize_with = "nullable")]
+    host: Option<Option<String>>,
+    #[serde(rename = "binding:vnic_type")]
+    vnic_type: Option<String>,
+    #[serde(rename = "binding:profile", default, deserialize_with = "nullable")]
+    profile: Option<Option<Map<String, Value>>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WantedPair {
+    ip_address: String,
+    mac_address: Option<Mac>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WantedOption {
+    opt_name: String,
+    opt_value: Option<String>,
+    ip_version: Option<crate::attr::Whole>,
+}
+
+impl Resource for Port {
+    const ONE: &'static str = "port";
+    const MANY: &'static str = "ports";
+    const TITLE: &'static str = "Port";
+    const NOT_FOUND: &'static str = "PortNotFound";
+    type Body = Body;
+
+    fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    fn meta_body(body: &Body) -> MetaBody {
+        MetaBody {
+            name: body.name.clone(),
+            description: body.description.clone(),
+            tenant_id: body.tenant_id,
+            project_id: body.project_id,
+        }
+    }
+
+    /// A port is its project's, and its network owner's.
+    fn visible(&self, state: &State, cx: &Context) -> bool {
+        cx.sees(self.meta.project)
+            || state.get::<Network>(&self.network).is_some_and(|n| cx.sees(n.meta.project))
+    }
+
+    fn view(&self, _: &State, cx: &Context) -> Map<String, Value> {
+        let mut view = self.meta.view(&self.id.to_string());
+        let fixed: Vec<_> =
+            self.fixed.iter().map(|f| json!({"subnet_id": f.subnet, "ip_address": f.address})).collect();
+        let pairs: Vec<_> = self.pairs.iter().map(|p| pair_view(p, self.mac)).collect();
+        let options: Vec<_> = self
+            .dhcp_options
+            .iter()
+            .map(
+                |o| json!({"opt_name": o.name, "opt_value": o.value, "ip_version": if o.v6 { 6 } else { 4 }}),
+            )
+            .collect();
+        let shown = json!({
+            "network_id": self.network, "mac_address": self.mac, "admin_state_up": self.admin_up,
+            "status": self.status(), "fixed_ips": fixed, "device_id": self.device, "device_owner": self.owner,
+            "security_groups": self.groups, "allowed_address_pairs": pairs,
+            "port_security_enabled": self.port_security, "extra_dhcp_opts": options, "dns_name": self.dns_name,
+            "dns_assignment": [], "qos_policy_id": null, "qos_network_policy_id": null, "binding:vnic_type": "normal",
+        });
+        view.extend(shown.as_object().cloned().unwrap_or_default());
+        if cx.everywhere {
+            let bound = !self.host.is_empty();
+            view.insert("binding:host_id".into(), json!(self.host));
+            view.insert("binding:vif_type".into(), json!(if bound { "bridge" } else { "unbound" }));
+            view.insert(
+                "binding:vif_details".into(),
+                if bound { json!({"port_filter": true}) } else { json!({}) },
+            );
+            view.insert("binding:profile".into(), json!({}));
+        }
+        view
+    }
+
+    fn guard(call: &Call, body: &Body, verb: &str) -> Result<()> {
+        let finer = [
+            ("binding:host_id", body.host.is_some()),
+            ("binding:profile", body.profile.clone().flatten().is_some_and(|p| !p.is_empty())),
+            ("device_owner", body.device_owner.as_ref().is_some_and(|o| o.0.starts_with("network:"))),
+        ];
+        for (attribute, used) in finer {
+            if used {
+                call.require(&format!("{verb}_port:{attribute}"), &Target::new())?;
+            }
+        }
+        match body.vnic_type.as_deref() {
+            None | Some("normal") => Ok(()),
+            Some(other) => {
+                Err(input(format!("binding:vnic_type '{}' is not offered", other.escape_default())))
+            }
+        }
+    }
+
+    fn create(tx: &mut Tx, cx: &Context, project: ProjectId, body: &Body) -> Result<Arc<Port>> {
+        let network = super::network_for(tx, cx, body.network_id.ok_or_else(|| missing("network_id"))?)?;
+        let foreign = !cx.sees(network.meta.project);
+        if foreign && (!network.shared || body.mac_address.is_some()) {
+            return Err(Error::forbidden(format!("The network {} belongs to another project.", network.id))
+                .named("PolicyNotAuthorized"));
+        }
+        let new = NewPort {
+            network: network.id,
+            device: body.device_id.clone().unwrap_or_default().0,
+            owner: body.device_owner.clone().unwrap_or_default().0,
+            host: body.host.clone().flatten().unwrap_or_default(),
+            mac: body.mac_address,
+            fixed: body.fixed_ips.clone(),
+            groups: body.security_groups.clone().map(|g| groups(tx, cx, project, g)).transpose()?,
+            port_security: body.port_security_enabled.map(|f| f.0),
+            ..NewPort::default()
+        };
+        let mut port = Port::clone(&*super::create(tx, project, &new)?);
+        apply(&mut port, body)?;
+        put(tx, port)
+    }
+
+    fn update(tx: &mut Tx, cx: &Context, old: &Port, body: &Body) -> Result<Arc<Port>> {
+        if body.network_id.is_some() {
+            return Err(read_only("network_id"));
+        }
+        let mut port = old.clone();
+        if let Some(wanted) = body.security_groups.clone() {
+            port.groups = groups(tx, cx, old.meta.project, wanted)?;
+        }
+        port.mac = body.mac_address.unwrap_or(old.mac);
+        if let Some(wanted) = &body.fixed_ips {
+            let network =
+                tx.get::<Network>(&old.network).cloned().expect("a port's network is there with it");
+            port.fixed = addresses(tx, &network, port.mac, Some(wanted), &old.fixed)?;
+        }
+        if let Some(device) = &body.device_id {
+            port.device = device.0.clone();
+        }
+        if let Some(owner) = &body.device_owner {
+            port.owner = Owner(owner.0.clone());
+        }
+        if let Some(host) = &body.host {
+            port.host = host.clone().unwrap_or_default();
+        }
+        apply(&mut port, body)?;
+        port.meta.touch(tx);
+        put(tx, port)
+    }
+
+    fn delete(tx: &mut Tx, _: &Context, old: &Port) -> Result<()> {
+        if old.owner.is_service() {
+            let reason = if old.owner.0 == FLOATING_IP { "floating IP" } else { "device owner" };
+            return Err(Error::conflict(format!(
+                "Port {} cannot be deleted directly via the port API: has {reason} {}.",
+                old.id, old.owner
+            ))
+            .named("ServicePortInUse"));
+        }
+        super::delete(tx, old.id)
+    }
+}
+
+fn pair_view(pair: &Pair, mac: Mac) -> Value {
+    let whole = pair.net.prefix_len() == pair.net.max_prefix_len();
+    let address = if whole { pair.net.addr().to_string() } else { pair.net.to_string() };
+    json!({"ip_address": address, "mac_address": pair.mac.unwrap_or(mac)})
+}
+
+fn groups(
+    tx: &Tx,
+    cx: &Context,
+    project: ProjectId,
+    wanted: Option<Vec<Id<SecurityGroup>>>,
+) -> Result<BTreeSet<Id<SecurityGroup>>> {
+    let ids: BTreeSet<_> = wanted.unwrap_or_default().into_iter().collect();
+    for id in &ids {
+        let found =
+            tx.get::<SecurityGroup>(id).filter(|g| g.meta.project == project || cx.sees(g.meta.project));
+        found.ok_or_else(|| resource::not_found::<SecurityGroup>(&id.to_string()))?;
+    }
+    Ok(ids)
+}
+
+fn apply(port: &mut Port, body: &Body) -> Result<()> {
+    port.meta.apply(&Port::meta_body(body));
+    port.admin_up = body.admin_state_up.map_or(port.admin_up, |f| f.0);
+    port.port_security = body.port_security_enabled.map_or(port.port_security, |f| f.0);
+    if let Some(pairs) = &body.allowed_address_pairs {
+        port.pairs = pairs.iter().map(pair).collect::<Result<_>>()?;
+    }
+    if let Some(options) = &body.extra_dhcp_opts {
+        for option in options {
+            apply_option(port, option)?;
+        }
+    }
+    if let Some(name) = &body.dns_name {
+        port.dns_name = name.0.clone();
+    }
+    if port.pairs.len() > PAIRS_MAX {
+        return Err(input(format!("Exceeded maximum amount of allowed address pairs: {PAIRS_MAX}")));
+    }
+    if !port.port_security && !port.groups.is_empty() {
+        let message = "Port has security group associated. Cannot disable port security or IP address until security group is removed.";
+        return Err(Error::conflict(message).named("PortSecurityPortHasSecurityGroup"));
+    }
+    if !port.port_security && !port.pairs.is_empty() {
+        let message = "Port Security must be enabled in order to have allowed address pairs on a port.";
+        return Err(Error::conflict(message).named("AddressPairAndPortSecurityRequired"));
+    }
+    Ok(())
+}
+
+fn pair(wanted: &WantedPair) -> Result<Pair> {
+    let text = wanted.ip_address.as_str();
+    let net = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+    let net =
+        net.ok_or_else(|| input(format!("'{}' is not a valid IP address or subnet", text.escape_default())))?;
+    Ok(Pair { net: net.trunc(), mac: wanted.mac_address })
+}
+
+/// An option replaces the one of its name; without a value it removes it. Source: OSSA-2021-005 for the newline.
+fn apply_option(port: &mut Port, wanted: &WantedOption) -> Result<()> {
+    let v6 = wanted.ip_version.is_some_and(|v| v.0 == 6);
+    let name = wanted.opt_name.trim();
+    if name.is_empty() || name.chars().any(char::is_control) {
+        return Err(input("opt_name is empty or has control characters"));
+    }
+    port.dhcp_options.retain(|o| o.name != name || o.v6 != v6);
+    match &wanted.opt_value {
+        None => {}
+        Some(value) if value.chars().any(char::is_control) => {
+            return Err(input(format!("opt_value of {name} has control characters")));
+        }
+        Some(value) => port.dhcp_options.push(DhcpOption { name: name.into(), value: value.clone(), v6 }),
+    }
+    Ok(())
+}

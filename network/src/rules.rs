@@ -1,0 +1,106 @@
+//! Policy rules in Neutron's names, and the paths of each resource beside them.
+
+use api::Rule;
+
+/// The paths and rules of one resource.
+#[derive(Clone, Copy)]
+pub struct Routes {
+    pub many: &'static str,
+    pub one: &'static str,
+    pub tags: &'static str,
+    pub tag: &'static str,
+    pub get: &'static str,
+    pub create: &'static str,
+    pub update: &'static str,
+    pub delete: &'static str,
+}
+
+macro_rules! routes {
+    ($($name:ident $path:literal $word:literal;)*) => { $(
+        pub const $name: Routes = Routes {
+            many: concat!("/v2.0/", $path),
+            one: concat!("/v2.0/", $path, "/{id}"),
+            tags: concat!("/v2.0/", $path, "/{id}/tags"),
+            tag: concat!("/v2.0/", $path, "/{id}/tags/{tag}"),
+            get: concat!("get_", $word),
+            create: concat!("create_", $word),
+            update: concat!("update_", $word),
+            delete: concat!("delete_", $word),
+        };
+    )* };
+}
+
+routes! {
+    NETWORK_ROUTES "networks" "network";
+    SUBNET_ROUTES "subnets" "subnet";
+    SUBNET_POOL_ROUTES "subnetpools" "subnetpool";
+    PORT_ROUTES "ports" "port";
+    ROUTER_ROUTES "routers" "router";
+    FLOATING_IP_ROUTES "floatingips" "floatingip";
+    SECURITY_GROUP_ROUTES "security-groups" "security_group";
+    SECURITY_GROUP_RULE_ROUTES "security-group-rules" "security_group_rule";
+}
+
+const READER: &str = "role:admin or (role:reader and project_id:%(project_id)s)";
+const MEMBER: &str = "role:admin or (role:member and project_id:%(project_id)s)";
+const ADMIN: &str = "role:admin";
+
+const fn rule(name: &'static str, check: &'static str, about: &'static str) -> Rule {
+    Rule { name, check, about }
+}
+
+macro_rules! rules {
+    ($($word:literal),*; $($more:expr,)*) => {
+        pub const RULES: &[Rule] = &[
+            $(
+                rule(concat!("get_", $word), READER, concat!("List and show, ", $word)),
+                rule(concat!("create_", $word), MEMBER, concat!("Create, ", $word)),
+                rule(concat!("update_", $word), MEMBER, concat!("Update and tag, ", $word)),
+                rule(concat!("delete_", $word), MEMBER, concat!("Delete, ", $word)),
+            )*
+            $($more,)*
+        ];
+    };
+}
+
+rules! {
+    "network", "subnet", "subnetpool", "port", "router", "floatingip", "security_group", "security_group_rule";
+    rule("get_extensions", "@", "List and show extensions"),
+    rule("get_availability_zone", "@", "List availability zones"),
+    rule("get_quota", READER, "See quotas"),
+    rule("update_quota", ADMIN, "Set quotas"),
+    rule("delete_quota", ADMIN, "Reset quotas"),
+    rule("add_router_interface", MEMBER, "Connect a subnet to a router"),
+    rule("remove_router_interface", MEMBER, "Disconnect a subnet from a router"),
+    rule("create_network:shared", ADMIN, "Share a network with all projects"),
+    rule("update_network:shared", ADMIN, "Share a network with all projects"),
+    rule("create_network:router:external", ADMIN, "Make a network external"),
+    rule("update_network:router:external", ADMIN, "Make a network external"),
+    rule("create_network:is_default", ADMIN, "Make a network the default external one"),
+    rule("update_network:is_default", ADMIN, "Make a network the default external one"),
+    rule("create_network:provider:network_type", ADMIN, "Choose the kind of a network"),
+    rule("update_network:provider:network_type", ADMIN, "Choose the kind of a network"),
+    rule("create_network:provider:physical_network", ADMIN, "Choose the physical network"),
+    rule("update_network:provider:physical_network", ADMIN, "Choose the physical network"),
+    rule("create_network:provider:segmentation_id", ADMIN, "Choose the segmentation id"),
+    rule("update_network:provider:segmentation_id", ADMIN, "Choose the segmentation id"),
+    rule("create_subnetpool:shared", ADMIN, "Share a subnet pool"),
+    rule("update_subnetpool:shared", ADMIN, "Share a subnet pool"),
+    rule("create_subnetpool:is_default", ADMIN, "Make a subnet pool the default"),
+    rule("update_subnetpool:is_default", ADMIN, "Make a subnet pool the default"),
+    rule("create_port:binding:host_id", "role:admin or role:service", "Bind a port to a node"),
+    rule("update_port:binding:host_id", "role:admin or role:service", "Bind a port to a node"),
+    rule("create_port:binding:profile", "role:admin or role:service", "Write a binding profile"),
+    rule("update_port:binding:profile", "role:admin or role:service", "Write a binding profile"),
+    rule("create_port:device_owner", "role:admin or role:service", "Use a device owner of the network service"),
+    rule("update_port:device_owner", "role:admin or role:service", "Use a device owner of the network service"),
+    rule("create_router:distributed", ADMIN, "Choose where a router runs"),
+    rule("update_router:distributed", ADMIN, "Choose where a router runs"),
+    rule("create_router:ha", ADMIN, "Choose where a router runs"),
+    rule("update_router:ha", ADMIN, "Choose where a router runs"),
+    rule("create_router:external_gateway_info:enable_snat", ADMIN, "Switch SNAT"),
+    rule("update_router:external_gateway_info:enable_snat", ADMIN, "Switch SNAT"),
+    rule("create_router:external_gateway_info:external_fixed_ips", ADMIN, "Choose a gateway's address"),
+    rule("update_router:external_gateway_info:external_fixed_ips", ADMIN, "Choose a gateway's address"),
+    rule("create_floatingip:floating_ip_address", ADMIN, "Choose a floating IP's address"),
+}

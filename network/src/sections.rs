@@ -1,0 +1,251 @@
+//! The sections of a node's document that network records make. Pure: what a key holds depends on the state alone.
+
+use crate::floating_ip::{self, FloatingIp};
+use crate::network::Network;
+use crate::port::{self, Port, ROUTER_INTERFACE};
+use crate::router::{self, Router};
+use crate::security_group::{self, SecurityGroup, SecurityGroupRule};
+use crate::subnet::{self, Subnet};
+use base::Id;
+use base::node::{self, Section, SectionKey};
+use fleet::{Source, Touched};
+use ipnet::IpNet;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use store::{Entry, State};
+
+/// The keys that a node needs for the ports bound to it.
+fn keys_of_node(state: &State, host: &str) -> BTreeSet<SectionKey> {
+    let mut keys = BTreeSet::new();
+    let mut networks = BTreeSet::new();
+    for port in state.by(&port::BY_HOST, host).filter(|p| p.owner.is_compute()) {
+        keys.insert(SectionKey::Port(port.id.uuid()));
+        networks.insert(port.network);
+        let Some(rules) = security_group::rule_set(state, port) else { continue };
+        for rule in &rules.rules {
+            if let node::Remote::Group(group) = rule.remote {
+                keys.insert(SectionKey::Group(group));
+            }
+        }
+        keys.insert(SectionKey::Rules(rules.hash()));
+    }
+    let routers: BTreeSet<Id<Router>> = networks.iter().flat_map(|n| routers_of(state, *n)).collect();
+    for router in &routers {
+        keys.insert(SectionKey::Router(router.uuid()));
+        networks.extend(router::interfaces(state, *router).map(|p| p.network));
+        networks.extend(state.get::<Router>(router).and_then(|r| r.gateway.as_ref()).map(|g| g.network));
+    }
+    keys.extend(networks.iter().map(|n| SectionKey::Network(n.uuid())));
+    keys
+}
+
+/// The routers with an interface on a network.
+fn routers_of(state: &State, network: Id<Network>) -> BTreeSet<Id<Router>> {
+    let on = state.by(&port::BY_NETWORK, network).filter(|p| p.owner.0 == ROUTER_INTERFACE);
+    on.filter_map(|p| p.device.parse().ok()).collect()
+}
+
+/// This service, as far as documents go.
+pub const SOURCE: Source = Source { keys: keys_of_node, section, touched };
+
+/// What a key holds now. None: it is not there, or not of this service.
+fn section(state: &State, host: &str, key: &SectionKey) -> Option<Section> {
+    match key {
+        SectionKey::Port(id) => {
+            state.get::<Port>(&Id::from_uuid(*id)).map(|p| Section::Port(port_section(state, p)))
+        }
+        SectionKey::Network(id) => {
+            state.get::<Network>(&Id::from_uuid(*id)).map(|n| Section::Network(network_section(state, n)))
+        }
+        SectionKey::Router(id) => {
+            state.get::<Router>(&Id::from_uuid(*id)).map(|r| Section::Router(router_section(state, r)))
+        }
+        SectionKey::Group(id) => Some(Section::Group(group_section(state, Id::from_uuid(*id)))),
+        SectionKey::Rules(hash) => rule_set_of(state, host, *hash).map(Section::Rules),
+        SectionKey::Vm(_) | SectionKey::Image(_) => None,
+    }
+}
+
+/// The rule set of this hash, from whichever port of the node has it.
+fn rule_set_of(state: &State, host: &str, hash: u64) -> Option<node::RuleSet> {
+    let ports = state.by(&port::BY_HOST, host).filter(|p| p.owner.is_compute());
+    ports.filter_map(|p| security_group::rule_set(state, p)).find(|set| set.hash() == hash)
+}
+
+fn port_section(state: &State, port: &Port) -> node::Port {
+    let floating = state.by(&floating_ip::BY_PORT, port.id).filter_map(|f| {
+        let at = f.association.as_ref()?;
+        let (floating, fixed, router, network) = (f.address, at.fixed, at.router.uuid(), f.network.uuid());
+        Some(node::FloatingIp { floating, fixed, router, network })
+    });
+    let options = port.dhcp_options.iter().map(|o| node::DhcpOption {
+        name: o.name.clone(),
+        value: o.value.clone(),
+        v6: o.v6,
+    });
+    node::Port {
+        id: port.id.uuid(),
+        network: port.network.uuid(),
+        vm: port.device.parse().ok(),
+        mac: port.mac,
+        admin_up: port.admin_up,
+        fixed: port
+            .fixed
+            .iter()
+            .map(|f| node::FixedIp { subnet: f.subnet.uuid(), address: f.address })
+            .collect(),
+        pairs: port.pairs.iter().map(|p| (p.net, p.mac.unwrap_or(port.mac))).collect(),
+        port_security: port.port_security,
+        rules: security_group::rule_set(state, port).map(|set| set.hash()),
+        floating: floating.collect(),
+        dhcp_options: options.collect(),
+    }
+}
+
+fn network_section(state: &State, network: &Network) -> node::Network {
+    let subnets: Vec<&Arc<Subnet>> = state.by(&subnet::BY_NETWORK, network.id).collect();
+    let home =
+        (!network.external).then(|| subnets.iter().find_map(|s| router::of_subnet(state, s))).flatten();
+    // Members of an external network are no concern of a node: its routers are reached by their addresses.
+    let members = state.by(&port::BY_NETWORK, network.id).filter(|p| !network.external && !p.host.is_empty());
+    node::Network {
+        id: network.id.uuid(),
+        vni: network.vni,
+        mtu: network.mtu,
+        external: network.external,
+        router: home.map(|r| r.uuid()),
+        subnets: subnets.iter().map(|s| subnet_section(s)).collect(),
+        members: members.map(|p| (p.id.uuid(), member(state, p))).collect(),
+        dns_domain: network.dns_domain.clone(),
+    }
+}
+
+fn member(state: &State, port: &Port) -> node::Member {
+    node::Member {
+        mac: port.mac,
+        addresses: port.fixed.iter().map(|f| f.address).collect(),
+        vtep: fleet::node::address(state, &port.host),
+    }
+}
+
+fn subnet_section(subnet: &Subnet) -> node::Subnet {
+    node::Subnet {
+        id: subnet.id.uuid(),
+        cidr: subnet.cidr,
+        gateway: subnet.gateway,
+        dhcp: subnet.dhcp,
+        dns: subnet.dns.clone(),
+        routes: subnet.routes.iter().map(|r| (r.destination, r.nexthop)).collect(),
+        ipv6_ra: subnet.ra,
+        ipv6_address: subnet.address_mode,
+    }
+}
+
+fn with_prefix(state: &State, port: &Port) -> Vec<IpNet> {
+    let net = |f: &port::Fixed| {
+        let length = state.get::<Subnet>(&f.subnet)?.cidr.prefix_len();
+        IpNet::new(f.address, length).ok()
+    };
+    port.fixed.iter().filter_map(net).collect()
+}
+
+fn router_section(state: &State, router: &Router) -> node::Router {
+    let interfaces = router::interfaces(state, router.id).map(|p| node::RouterInterface {
+        port: p.id.uuid(),
+        network: p.network.uuid(),
+        mac: p.mac,
+        addresses: with_prefix(state, p),
+    });
+    let gateway = router.gateway.as_ref().and_then(|g| {
+        let port = state.get::<Port>(&g.port)?;
+        Some(node::RouterGateway {
+            port: port.id.uuid(),
+            network: g.network.uuid(),
+            mac: port.mac,
+            addresses: with_prefix(state, port),
+            next_hops: router::next_hops(state, g.network),
+            snat: g.snat,
+        })
+    });
+    node::Router {
+        id: router.id.uuid(),
+        admin_up: router.admin_up,
+        interfaces: interfaces.collect(),
+        gateway,
+        routes: router.routes.iter().map(|r| (r.destination, r.nexthop)).collect(),
+    }
+}
+
+fn group_section(state: &State, group: Id<SecurityGroup>) -> node::Group {
+    let members = state.by(&port::BY_GROUP, group);
+    let addresses = members.flat_map(|p| {
+        p.fixed.iter().map(|f| f.address).chain(
+            p.pairs.iter().filter(|a| a.net.prefix_len() == a.net.max_prefix_len()).map(|a| a.net.addr()),
+        )
+    });
+    node::Group { id: group.uuid(), members: addresses.collect() }
+}
+
+fn touch_port(touched: &mut Touched, port: &Port, membership: bool) {
+    touched.key(SectionKey::Port(port.id.uuid()));
+    if !port.host.is_empty() {
+        touched.hosts.insert(port.host.clone());
+    }
+    if membership {
+        touched.key(SectionKey::Network(port.network.uuid()));
+        port.groups.iter().for_each(|g| touched.key(SectionKey::Group(g.uuid())));
+    }
+    if port.owner.is_router() {
+        touched.holders(SectionKey::Network(port.network.uuid()));
+        if let Ok(router) = port.device.parse::<Id<Router>>() {
+            touched.holders(SectionKey::Router(router.uuid()));
+        }
+    }
+}
+
+/// Names what an entry touches, from its before- and after-images and the state after it.
+fn touched(state: &State, entry: &Entry) -> Touched {
+    let mut touched = Touched::default();
+    for change in &entry.changes {
+        if let Some((before, after)) = change.of::<Port>() {
+            let reported = before.zip(after).is_some_and(|(b, a)| Port { up: a.up, ..b.clone() } == *a);
+            if !reported {
+                before.into_iter().chain(after).for_each(|p| touch_port(&mut touched, p, true));
+            }
+        } else if let Some((before, after)) = change.of::<Network>() {
+            before.into_iter().chain(after).for_each(|n| touched.key(SectionKey::Network(n.id.uuid())));
+        } else if let Some((before, after)) = change.of::<Subnet>() {
+            for subnet in before.into_iter().chain(after) {
+                touched.holders(SectionKey::Network(subnet.network.uuid()));
+                routers_of(state, subnet.network)
+                    .iter()
+                    .for_each(|r| touched.key(SectionKey::Router(r.uuid())));
+            }
+        } else if let Some((before, after)) = change.of::<Router>() {
+            before.into_iter().chain(after).for_each(|r| touched.holders(SectionKey::Router(r.id.uuid())));
+        } else if let Some((before, after)) = change.of::<FloatingIp>() {
+            let at = before.into_iter().chain(after).filter_map(|f| f.association.as_ref());
+            at.for_each(|a| touched.key(SectionKey::Port(a.port.uuid())));
+        } else if let Some((before, after)) = change.of::<SecurityGroupRule>() {
+            for rule in before.into_iter().chain(after) {
+                state.by(&port::BY_GROUP, rule.group).for_each(|p| touch_port(&mut touched, p, false));
+            }
+        } else if let Some((Some(before), Some(after))) = change.of::<SecurityGroup>()
+            && before.stateful != after.stateful
+        {
+            state.by(&port::BY_GROUP, after.id).for_each(|p| touch_port(&mut touched, p, false));
+        }
+    }
+    touched
+}
+
+/// Takes what a node saw of its ports.
+pub fn observed(tx: &mut store::Tx, node: &str, report: &node::Report) -> base::Result<()> {
+    for (id, seen) in &report.ports {
+        let id = Id::from_uuid(*id);
+        if tx.get::<Port>(&id).is_some_and(|p| p.host == node) {
+            port::observed(tx, id, seen.up)?;
+        }
+    }
+    Ok(())
+}

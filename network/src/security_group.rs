@@ -1,0 +1,520 @@
+//! Security groups and their rules; every project has a `default` group from first sight.
+
+use crate::attr::{Flag, Meta, MetaBody, Text, input, missing, nullable};
+use crate::port::{self, Port};
+use crate::resource::{self, Resource};
+use crate::{SECURITY_GROUP, SECURITY_GROUP_RULE};
+use base::node::{self, Direction};
+use base::{Context, Error, Id, IdKind, ProjectId, Result};
+use identity::limit;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use store::{Index, IndexPart, Record, State, Tx};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SecurityGroup {
+    pub id: Id<SecurityGroup>,
+    pub meta: Meta,
+    pub stateful: bool,
+}
+
+impl IdKind for SecurityGroup {}
+
+pub const BY_NAME: Index<SecurityGroup> =
+    Index::many("name", |g, keys| keys.push((g.meta.project, g.meta.name.as_str()).key()));
+
+impl Record for SecurityGroup {
+    const KIND: &'static str = "security_group";
+    type Key = Id<SecurityGroup>;
+    const INDEXES: &'static [Index<SecurityGroup>] = &[BY_NAME];
+
+    fn key(&self) -> Id<SecurityGroup> {
+        self.id
+    }
+
+    fn amounts(&self, add: &mut dyn FnMut(ProjectId, &'static str, i64)) {
+        add(self.meta.project, SECURITY_GROUP.name, 1);
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SecurityGroupRule {
+    pub id: Id<SecurityGroupRule>,
+    pub meta: Meta,
+    pub group: Id<SecurityGroup>,
+    pub direction: Direction,
+    pub v6: bool,
+    /// As it was written: `tcp`, `6`; none: any.
+    pub protocol: Option<String>,
+    /// Ports, or ICMP type and code.
+    pub min: Option<u16>,
+    pub max: Option<u16>,
+    pub remote: Remote,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Remote {
+    Any,
+    Cidr(IpNet),
+    Group(Id<SecurityGroup>),
+}
+
+impl IdKind for SecurityGroupRule {}
+
+pub const BY_GROUP: Index<SecurityGroupRule> = Index::many("group", |r, keys| keys.push(r.group.key()));
+pub const BY_REMOTE: Index<SecurityGroupRule> = Index::many("remote", |r, keys| {
+    if let Remote::Group(id) = r.remote {
+        keys.push(id.key());
+    }
+});
+
+impl Record for SecurityGroupRule {
+    const KIND: &'static str = "security_group_rule";
+    type Key = Id<SecurityGroupRule>;
+    const INDEXES: &'static [Index<SecurityGroupRule>] = &[BY_GROUP, BY_REMOTE];
+
+    fn key(&self) -> Id<SecurityGroupRule> {
+        self.id
+    }
+
+    fn amounts(&self, add: &mut dyn FnMut(ProjectId, &'static str, i64)) {
+        add(self.meta.project, SECURITY_GROUP_RULE.name, 1);
+    }
+}
+
+/// The project's default group; made now if it is not there.
+pub fn default(tx: &mut Tx, project: ProjectId) -> Result<Id<SecurityGroup>> {
+    if let Some(group) = find_default(tx, project) {
+        return Ok(group);
+    }
+    let mut meta = Meta::new(tx, project);
+    meta.name = "default".into();
+    meta.description = "Default security group".into();
+    let group = make(tx, meta, true)?;
+    for v6 in [false, true] {
+        put_rule(tx, group.id, project, Direction::Ingress, v6, Remote::Group(group.id))?;
+    }
+    Ok(group.id)
+}
+
+pub fn find_default(state: &State, project: ProjectId) -> Option<Id<SecurityGroup>> {
+    state.one(&BY_NAME, (project, "default")).map(|g| g.id)
+}
+
+/// A group that may send anything.
+fn make(tx: &mut Tx, meta: Meta, stateful: bool) -> Result<Arc<SecurityGroup>> {
+    let project = meta.project;
+    let group = SecurityGroup { id: tx.new_id(), meta, stateful };
+    let group = tx.put(group)?;
+    for v6 in [false, true] {
+        put_rule(tx, group.id, project, Direction::Egress, v6, Remote::Any)?;
+    }
+    Ok(group)
+}
+
+fn put_rule(
+    tx: &mut Tx,
+    group: Id<SecurityGroup>,
+    project: ProjectId,
+    direction: Direction,
+    v6: bool,
+    remote: Remote,
+) -> Result<()> {
+    let (id, meta) = (tx.new_id(), Meta::new(tx, project));
+    tx.put(SecurityGroupRule {
+        id,
+        meta,
+        group,
+        direction,
+        v6,
+        protocol: None,
+        min: None,
+        max: None,
+        remote,
+    })?;
+    Ok(())
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Body {
+    name: Option<Text>,
+    description: Option<Text>,
+    tenant_id: Option<ProjectId>,
+    project_id: Option<ProjectId>,
+    stateful: Option<Flag>,
+}
+
+impl Resource for SecurityGroup {
+    const ONE: &'static str = "security_group";
+    const MANY: &'static str = "security_groups";
+    const TITLE: &'static str = "Security group";
+    const NOT_FOUND: &'static str = "SecurityGroupNotFound";
+    type Body = Body;
+
+    fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    fn meta_body(body: &Body) -> MetaBody {
+        MetaBody {
+            name: body.name.clone(),
+            description: body.description.clone(),
+            tenant_id: body.tenant_id,
+            project_id: body.project_id,
+        }
+    }
+
+    fn view(&self, state: &State, cx: &Context) -> Map<String, Value> {
+        let mut view = self.meta.view(&self.id.to_string());
+        let rules: Vec<_> = state.by(&BY_GROUP, self.id).map(|r| r.view(state, cx)).collect();
+        view.insert("security_group_rules".into(), json!(rules));
+        view.insert("stateful".into(), json!(self.stateful));
+        view.insert("shared".into(), json!(false));
+        view
+    }
+
+    fn create(tx: &mut Tx, _: &Context, project: ProjectId, body: &Body) -> Result<Arc<SecurityGroup>> {
+        limit::claim(tx, project, &SECURITY_GROUP, 1)?;
+        default(tx, project)?;
+        let name = body.name.clone().unwrap_or_default().0;
+        if name == "default" {
+            return Err(Error::conflict("Default security group already exists.")
+                .named("SecurityGroupDefaultAlreadyExists"));
+        }
+        let mut meta = Meta::new(tx, project);
+        meta.apply(&Self::meta_body(body));
+        make(tx, meta, body.stateful.is_none_or(|f| f.0))
+    }
+
+    fn update(tx: &mut Tx, _: &Context, old: &SecurityGroup, body: &Body) -> Result<Arc<SecurityGroup>> {
+        let renamed = body.name.as_ref().is_some_and(|n| n.0 != old.meta.name);
+        if old.meta.name == "default" && renamed {
+            return Err(Error::conflict("Updating default security group not allowed.")
+                .named("SecurityGroupCannotUpdateDefault"));
+        }
+        let mut group = old.clone();
+        group.meta.apply(&Self::meta_body(body));
+        group.stateful = body.stateful.map_or(group.stateful, |f| f.0);
+        group.meta.touch(tx);
+        Ok(tx.put(group)?)
+    }
+
+    fn delete(tx: &mut Tx, cx: &Context, old: &SecurityGroup) -> Result<()> {
+        if tx.by(&port::BY_GROUP, old.id).next().is_some() {
+            return Err(
+                Error::conflict(format!("Security Group {} in use.", old.id)).named("SecurityGroupInUse")
+            );
+        }
+        if old.meta.name == "default" && !cx.everywhere {
+            return Err(Error::conflict(format!(
+                "Insufficient rights for removing default security group {}.",
+                old.id
+            ))
+            .named("SecurityGroupCannotRemoveDefault"));
+        }
+        let rules: Vec<_> = tx.by(&BY_GROUP, old.id).chain(tx.by(&BY_REMOTE, old.id)).map(|r| r.id).collect();
+        for rule in rules {
+            tx.delete::<SecurityGroupRule>(&rule);
+        }
+        tx.delete::<SecurityGroup>(&old.id);
+        Ok(())
+    }
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RuleBody {
+    description: Option<Text>,
+    tenant_id: Option<ProjectId>,
+    project_id: Option<ProjectId>,
+    security_group_id: Option<Id<SecurityGroup>>,
+    direction: Option<Direction>,
+    ethertype: Option<String>,
+    #[serde(default, deserialize_with = "nullable")]
+    protocol: Option<Option<Value>>,
+    #[serde(default, deserialize_with = "nullable")]
+    port_range_min: Option<Option<crate::attr::Whole>>,
+    #[serde(default, deserialize_with = "nullable")]
+    port_range_max: Option<Option<crate::attr::Whole>>,
+    #[serde(default, deserialize_with = "nullable")]
+    remote_ip_prefix: Option<Option<String>>,
+    #[serde(default, deserialize_with = "nullable")]
+    remote_group_id: Option<Option<Id<SecurityGroup>>>,
+    #[serde(default, deserialize_with = "nullable")]
+    remote_address_group_id: Option<Option<String>>,
+}
+
+impl Resource for SecurityGroupRule {
+    const ONE: &'static str = "security_group_rule";
+    const MANY: &'static str = "security_group_rules";
+    const TITLE: &'static str = "Security group rule";
+    const NOT_FOUND: &'static str = "SecurityGroupRuleNotFound";
+    type Body = RuleBody;
+
+    fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    fn meta_body(body: &RuleBody) -> MetaBody {
+        MetaBody {
+            name: None,
+            description: body.description.clone(),
+            tenant_id: body.tenant_id,
+            project_id: body.project_id,
+        }
+    }
+
+    fn view(&self, _: &State, _: &Context) -> Map<String, Value> {
+        let mut view = self.meta.view(&self.id.to_string());
+        view.remove("name");
+        view.remove("tags");
+        let (cidr, group) = match &self.remote {
+            Remote::Any => (None, None),
+            Remote::Cidr(cidr) => (Some(*cidr), None),
+            Remote::Group(group) => (None, Some(*group)),
+        };
+        let shown = json!({
+            "security_group_id": self.group, "direction": self.direction,
+            "ethertype": if self.v6 { "IPv6" } else { "IPv4" }, "protocol": self.protocol,
+            "port_range_min": self.min, "port_range_max": self.max, "remote_ip_prefix": cidr,
+            "remote_group_id": group, "remote_address_group_id": null, "normalized_cidr": cidr,
+            "belongs_to_default_sg": false,
+        });
+        view.extend(shown.as_object().cloned().unwrap_or_default());
+        view
+    }
+
+    fn create(
+        tx: &mut Tx,
+        cx: &Context,
+        project: ProjectId,
+        body: &RuleBody,
+    ) -> Result<Arc<SecurityGroupRule>> {
+        let group = body.security_group_id.ok_or_else(|| missing("security_group_id"))?;
+        let group = resource::own::<SecurityGroup>(tx, cx, group)?;
+        limit::claim(tx, project, &SECURITY_GROUP_RULE, 1)?;
+        let rule = parse_rule(tx, cx, &group, project, body)?;
+        if let Some(same) = tx.by(&BY_GROUP, group.id).find(|r| same_rule(r, &rule)) {
+            return Err(Error::conflict(format!(
+                "Security group rule already exists. Rule id is {}.",
+                same.id
+            ))
+            .named("SecurityGroupRuleExists"));
+        }
+        Ok(tx.put(rule)?)
+    }
+
+    fn update(
+        tx: &mut Tx,
+        _: &Context,
+        old: &SecurityGroupRule,
+        body: &RuleBody,
+    ) -> Result<Arc<SecurityGroupRule>> {
+        let mut rule = old.clone();
+        rule.meta.apply(&Self::meta_body(body));
+        rule.meta.touch(tx);
+        Ok(tx.put(rule)?)
+    }
+
+    fn delete(tx: &mut Tx, _: &Context, old: &SecurityGroupRule) -> Result<()> {
+        tx.delete::<SecurityGroupRule>(&old.id);
+        Ok(())
+    }
+}
+
+fn same_rule(a: &SecurityGroupRule, b: &SecurityGroupRule) -> bool {
+    let number = |r: &SecurityGroupRule| r.protocol.as_deref().and_then(|p| protocol_number(p, r.v6));
+    (a.direction, a.v6, number(a), a.min, a.max) == (b.direction, b.v6, number(b), b.min, b.max)
+        && a.remote == b.remote
+}
+
+fn parse_rule(
+    tx: &mut Tx,
+    cx: &Context,
+    group: &SecurityGroup,
+    project: ProjectId,
+    body: &RuleBody,
+) -> Result<SecurityGroupRule> {
+    let v6 = match body.ethertype.as_deref().map(str::to_ascii_lowercase).as_deref() {
+        None | Some("ipv4") => false,
+        Some("ipv6") => true,
+        Some(other) => {
+            return Err(Error::invalid(format!(
+                "Security group rule for ethertype '{}' not supported. Allowed values are ['IPv4', 'IPv6'].",
+                other.escape_default()
+            ))
+            .named("SecurityGroupRuleInvalidEtherType"));
+        }
+    };
+    let protocol = protocol(body, v6)?;
+    let number = protocol.as_deref().and_then(|p| protocol_number(p, v6));
+    let (min, max) = range(body, number)?;
+    let mut meta = Meta::new(tx, project);
+    meta.apply(&SecurityGroupRule::meta_body(body));
+    Ok(SecurityGroupRule {
+        id: tx.new_id(),
+        meta,
+        group: group.id,
+        direction: body.direction.ok_or_else(|| missing("direction"))?,
+        v6,
+        protocol,
+        min,
+        max,
+        remote: remote(tx, cx, body, v6)?,
+    })
+}
+
+/// IP protocol names that Neutron knows. Source: neutron-lib `constants.IP_PROTOCOL_MAP`.
+const PROTOCOLS: [(&str, u8); 22] = [
+    ("ah", 51),
+    ("dccp", 33),
+    ("egp", 8),
+    ("esp", 50),
+    ("gre", 47),
+    ("icmp", 1),
+    ("igmp", 2),
+    ("ipip", 4),
+    ("ipv6-encap", 41),
+    ("ipv6-frag", 44),
+    ("ipv6-icmp", 58),
+    ("icmpv6", 58),
+    ("ipv6-nonxt", 59),
+    ("ipv6-opts", 60),
+    ("ipv6-route", 43),
+    ("ospf", 89),
+    ("pgm", 113),
+    ("rsvp", 46),
+    ("sctp", 132),
+    ("tcp", 6),
+    ("udp", 17),
+    ("udplite", 136),
+];
+
+/// The number of a protocol's name; `icmp` of an IPv6 rule is ICMPv6.
+pub fn protocol_number(text: &str, v6: bool) -> Option<u8> {
+    if v6 && matches!(text, "icmp" | "1") {
+        return Some(58);
+    }
+    PROTOCOLS.iter().find(|(name, _)| *name == text).map(|(_, n)| *n).or_else(|| text.parse().ok())
+}
+
+fn protocol(body: &RuleBody, v6: bool) -> Result<Option<String>> {
+    let text = match body.protocol.clone().flatten() {
+        None => return Ok(None),
+        Some(Value::String(text)) => text.to_ascii_lowercase(),
+        Some(other) => other.to_string(),
+    };
+    match (text.as_str(), protocol_number(&text, v6)) {
+        ("any" | "", _) => Ok(None),
+        (_, Some(_)) => Ok(Some(text)),
+        (_, None) => Err(Error::invalid(format!(
+            "Security group rule protocol {} not supported. Only protocol values [names or 0 to 255] are supported.",
+            text.escape_default()
+        ))
+        .named("SecurityGroupRuleInvalidProtocol")),
+    }
+}
+
+fn range(body: &RuleBody, protocol: Option<u8>) -> Result<(Option<u16>, Option<u16>)> {
+    let (min, max) = (body.port_range_min.flatten().map(|n| n.0), body.port_range_max.flatten().map(|n| n.0));
+    if min.is_none() && max.is_none() {
+        return Ok((None, None));
+    }
+    let bad = |why: &str| Err(Error::invalid(why.to_string()).named("SecurityGroupInvalidPortRange"));
+    match protocol {
+        Some(1 | 58) => match (min, max) {
+            (Some(0..=255), None | Some(0..=255)) => {}
+            (None, Some(_)) => {
+                return Err(Error::invalid(
+                    "ICMP code (port-range-max) is provided but ICMP type (port-range-min) is missing.",
+                )
+                .named("SecurityGroupMissingIcmpType"));
+            }
+            _ => {
+                return Err(Error::invalid("Invalid value for ICMP type or code: it is from 0 to 255.")
+                    .named("SecurityGroupInvalidIcmpValue"));
+            }
+        },
+        Some(6 | 17 | 33 | 132 | 136) => match (min, max) {
+            (Some(1..=65535), Some(1..=65535)) if min <= max => {}
+            (Some(0..=65535), Some(0..=65535)) if min > max => {
+                return bad("For TCP/UDP protocols, port_range_min must be <= port_range_max");
+            }
+            (Some(0), Some(0..=65535)) => {}
+            _ => {
+                return bad(
+                    "For TCP/UDP protocols, port_range_min and port_range_max are both given, from 1 to 65535.",
+                );
+            }
+        },
+        Some(_) => return bad("Port ranges are of TCP, UDP, DCCP, SCTP and UDP-Lite only."),
+        None => {
+            return Err(Error::invalid("Must also specify protocol if port range is given.")
+                .named("SecurityGroupProtocolRequiredWithPorts"));
+        }
+    }
+    let narrow = |n: i64| n as u16;
+    Ok((min.map(narrow), max.map(narrow)))
+}
+
+fn remote(tx: &Tx, cx: &Context, body: &RuleBody, v6: bool) -> Result<Remote> {
+    if body.remote_address_group_id.clone().flatten().is_some() {
+        return Err(input("remote_address_group_id: address groups are not offered"));
+    }
+    let cidr = body.remote_ip_prefix.clone().flatten().filter(|text| !text.is_empty());
+    match (cidr, body.remote_group_id.flatten()) {
+        (None, None) => Ok(Remote::Any),
+        (Some(_), Some(_)) => {
+            Err(Error::invalid("Only remote_ip_prefix or remote_group_id may be provided.")
+                .named("SecurityGroupRemoteGroupAndRemoteIpPrefix"))
+        }
+        (None, Some(group)) => Ok(Remote::Group(resource::get::<SecurityGroup>(tx, cx, group)?.id)),
+        (Some(text), None) => {
+            let net: Option<IpNet> =
+                text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+            let net = net.ok_or_else(|| {
+                Error::invalid(format!(
+                    "Invalid input for remote_ip_prefix. Reason: '{}' is not a valid IP subnet.",
+                    text.escape_default()
+                ))
+            })?;
+            match net.addr().is_ipv6() == v6 {
+                true => Ok(Remote::Cidr(net.trunc())),
+                false => Err(Error::invalid("Conflicting value ethertype for CIDR.")
+                    .named("SecurityGroupRuleParameterConflict")),
+            }
+        }
+    }
+}
+
+/// What the groups of a port allow together, as its node needs it. None: the port has no group.
+pub fn rule_set(state: &State, port: &Port) -> Option<node::RuleSet> {
+    if !port.port_security {
+        return None;
+    }
+    let rules: BTreeSet<node::Rule> =
+        port.groups.iter().flat_map(|g| state.by(&BY_GROUP, *g)).map(|r| node_rule(r)).collect();
+    let stateful = port.groups.iter().all(|g| state.get::<SecurityGroup>(g).is_none_or(|g| g.stateful));
+    Some(node::RuleSet { rules: rules.into_iter().collect(), stateful })
+}
+
+fn node_rule(rule: &SecurityGroupRule) -> node::Rule {
+    node::Rule {
+        direction: rule.direction,
+        v6: rule.v6,
+        protocol: rule.protocol.as_deref().and_then(|p| protocol_number(p, rule.v6)),
+        min: rule.min,
+        max: rule.max,
+        remote: match rule.remote {
+            Remote::Any => node::Remote::Any,
+            Remote::Cidr(net) => node::Remote::Cidr(net),
+            Remote::Group(id) => node::Remote::Group(id.uuid()),
+        },
+    }
+}

@@ -1,0 +1,282 @@
+//! Subnet pools: prefixes that subnets are carved from.
+
+use crate::attr::{Flag, Meta, MetaBody, Text, Whole, input, missing, nullable};
+use crate::resource::{self, Resource};
+use crate::subnet::{self, BY_POOL};
+use crate::{SUBNET_POOL, ipam};
+use api::{Call, Target};
+use base::{Context, Error, Id, IdKind, ProjectId, Result};
+use identity::limit;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use std::sync::Arc;
+use store::{Index, Record, State, Tx};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SubnetPool {
+    pub id: Id<SubnetPool>,
+    pub meta: Meta,
+    /// Of one IP version, merged where they touch.
+    pub prefixes: Vec<IpNet>,
+    pub length_default: u8,
+    pub length_min: u8,
+    pub length_max: u8,
+    pub shared: bool,
+    pub default: bool,
+    /// Addresses (IPv4) or /64s (IPv6) that one project may take.
+    #[serde(default)]
+    pub quota: Option<i64>,
+}
+
+impl IdKind for SubnetPool {}
+
+impl Record for SubnetPool {
+    const KIND: &'static str = "subnet_pool";
+    type Key = Id<SubnetPool>;
+    const INDEXES: &'static [Index<SubnetPool>] = &[];
+
+    fn key(&self) -> Id<SubnetPool> {
+        self.id
+    }
+
+    fn amounts(&self, add: &mut dyn FnMut(ProjectId, &'static str, i64)) {
+        add(self.meta.project, SUBNET_POOL.name, 1);
+    }
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Body {
+    name: Option<Text>,
+    description: Option<Text>,
+    tenant_id: Option<ProjectId>,
+    project_id: Option<ProjectId>,
+    prefixes: Option<Vec<String>>,
+    default_prefixlen: Option<Whole>,
+    min_prefixlen: Option<Whole>,
+    max_prefixlen: Option<Whole>,
+    shared: Option<Flag>,
+    is_default: Option<Flag>,
+    #[serde(default, deserialize_with = "nullable")]
+    default_quota: Option<Option<Whole>>,
+    #[serde(default, deserialize_with = "nullable")]
+    address_scope_id: Option<Option<String>>,
+}
+
+impl SubnetPool {
+    fn is_v4(&self) -> bool {
+        self.prefixes.first().is_none_or(|p| p.addr().is_ipv4())
+    }
+}
+
+impl Resource for SubnetPool {
+    const ONE: &'static str = "subnetpool";
+    const MANY: &'static str = "subnetpools";
+    const TITLE: &'static str = "Subnet pool";
+    const NOT_FOUND: &'static str = "SubnetPoolNotFound";
+    type Body = Body;
+
+    fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    fn meta_body(body: &Body) -> MetaBody {
+        MetaBody {
+            name: body.name.clone(),
+            description: body.description.clone(),
+            tenant_id: body.tenant_id,
+            project_id: body.project_id,
+        }
+    }
+
+    fn visible(&self, _: &State, cx: &Context) -> bool {
+        cx.sees(self.meta.project) || self.shared
+    }
+
+    fn view(&self, _: &State, _: &Context) -> Map<String, Value> {
+        let mut view = self.meta.view(&self.id.to_string());
+        let shown = json!({
+            "prefixes": self.prefixes, "ip_version": if self.is_v4() { 4 } else { 6 },
+            "default_prefixlen": self.length_default, "min_prefixlen": self.length_min,
+            "max_prefixlen": self.length_max, "shared": self.shared, "is_default": self.default,
+            "default_quota": self.quota, "address_scope_id": null,
+        });
+        view.extend(shown.as_object().cloned().unwrap_or_default());
+        view
+    }
+
+    fn guard(call: &Call, body: &Body, verb: &str) -> Result<()> {
+        for (attribute, used) in [("shared", body.shared), ("is_default", body.is_default)] {
+            if used.is_some_and(|f| f.0) {
+                call.require(&format!("{verb}_subnetpool:{attribute}"), &Target::new())?;
+            }
+        }
+        match body.address_scope_id.clone().flatten() {
+            Some(_) => Err(input("address scopes are not offered")),
+            None => Ok(()),
+        }
+    }
+
+    fn create(tx: &mut Tx, _: &Context, project: ProjectId, body: &Body) -> Result<Arc<SubnetPool>> {
+        limit::claim(tx, project, &SUBNET_POOL, 1)?;
+        let prefixes = prefixes(body.prefixes.as_deref().ok_or_else(|| missing("prefixes"))?)?;
+        let v4 = prefixes[0].addr().is_ipv4();
+        let (low, high) = if v4 { (8, 32) } else { (64, 128) };
+        let mut pool = SubnetPool {
+            id: tx.new_id(),
+            meta: Meta::new(tx, project),
+            prefixes,
+            length_default: low,
+            length_min: low,
+            length_max: high,
+            shared: body.shared.is_some_and(|f| f.0),
+            default: false,
+            quota: None,
+        };
+        if let Some(Whole(n)) = body.min_prefixlen {
+            pool.length_min = length(n, v4)?;
+            pool.length_default = pool.length_min;
+        }
+        apply(&mut pool, body)?;
+        Ok(tx.put(pool)?)
+    }
+
+    fn update(tx: &mut Tx, _: &Context, old: &SubnetPool, body: &Body) -> Result<Arc<SubnetPool>> {
+        let mut pool = old.clone();
+        if let Some(texts) = &body.prefixes {
+            let new = prefixes(texts)?;
+            if !old.prefixes.iter().all(|p| new.iter().any(|n| n.contains(p))) {
+                let message =
+                    "Illegal subnetpool update: existing prefixes must be a subset of the new prefixes.";
+                return Err(Error::invalid(message).named("IllegalSubnetPoolPrefixUpdate"));
+            }
+            pool.prefixes = new;
+        }
+        if let Some(Whole(n)) = body.min_prefixlen {
+            pool.length_min = length(n, pool.is_v4())?;
+        }
+        apply(&mut pool, body)?;
+        pool.meta.touch(tx);
+        Ok(tx.put(pool)?)
+    }
+
+    fn delete(tx: &mut Tx, _: &Context, old: &SubnetPool) -> Result<()> {
+        if tx.by(&BY_POOL, old.id).next().is_some() {
+            let message =
+                format!("Unable to delete subnet pool: Subnets allocated from subnet pool {} exist.", old.id);
+            return Err(Error::conflict(message).named("SubnetPoolDeleteError"));
+        }
+        tx.delete::<SubnetPool>(&old.id);
+        Ok(())
+    }
+}
+
+fn apply(pool: &mut SubnetPool, body: &Body) -> Result<()> {
+    pool.meta.apply(&SubnetPool::meta_body(body));
+    let v4 = pool.is_v4();
+    if let Some(Whole(n)) = body.max_prefixlen {
+        pool.length_max = length(n, v4)?;
+    }
+    if let Some(Whole(n)) = body.default_prefixlen {
+        pool.length_default = length(n, v4)?;
+    }
+    if let Some(quota) = body.default_quota {
+        pool.quota = quota.map(|q| q.0);
+    }
+    pool.default = body.is_default.map_or(pool.default, |f| f.0);
+    let SubnetPool { length_min: min, length_default: default, length_max: max, .. } = *pool;
+    match min <= default && default <= max {
+        true => Ok(()),
+        false => Err(Error::invalid(format!(
+            "Illegal prefix bounds: min_prefixlen={min}, default_prefixlen={default}, max_prefixlen={max}."
+        ))
+        .named("IllegalSubnetPoolPrefixBounds")),
+    }
+}
+
+fn length(n: i64, v4: bool) -> Result<u8> {
+    let max = if v4 { 32 } else { 128 };
+    u8::try_from(n)
+        .ok()
+        .filter(|n| *n <= max)
+        .ok_or_else(|| input(format!("a prefix length is from 0 to {max}")))
+}
+
+fn prefixes(texts: &[String]) -> Result<Vec<IpNet>> {
+    let all: Vec<IpNet> = texts.iter().map(|t| subnet::parse_cidr(t)).collect::<Result<_>>()?;
+    let Some(first) = all.first() else {
+        return Err(Error::invalid("Subnet pool prefixes cannot be empty."));
+    };
+    match all.iter().all(|p| p.addr().is_ipv4() == first.addr().is_ipv4()) {
+        true => Ok(IpNet::aggregate(&all)),
+        false => Err(input("the prefixes of a pool are of one IP version").named("PrefixVersionMismatch")),
+    }
+}
+
+/// The pool that a subnet names by id, or the default one by the word `prefix_delegation`'s place.
+pub fn find(state: &State, cx: &Context, id: &str) -> Result<Arc<SubnetPool>> {
+    let id = id.parse().map_err(|_| resource::not_found::<SubnetPool>(id))?;
+    resource::get(state, cx, id)
+}
+
+/// A prefix of the pool for a subnet of `project`: the one asked for, or the first free one.
+pub fn allocate(
+    tx: &Tx,
+    project: ProjectId,
+    pool: &SubnetPool,
+    asked: Option<IpNet>,
+    prefix_length: Option<i64>,
+) -> Result<IpNet> {
+    let used: Vec<IpNet> = tx.by(&BY_POOL, pool.id).map(|s| s.cidr).collect();
+    let wanted = match (asked, prefix_length) {
+        (Some(cidr), _) => cidr.prefix_len(),
+        (None, Some(n)) => length(n, pool.is_v4())?,
+        (None, None) => pool.length_default,
+    };
+    let bounds = |name, word: &str, limit: u8| {
+        Error::invalid(format!(
+            "Unable to allocate subnet with prefix length {wanted}, {word} allowed prefix is {limit}."
+        ))
+        .named(name)
+    };
+    if wanted < pool.length_min {
+        return Err(bounds("MinPrefixSubnetAllocationError", "minimum", pool.length_min));
+    }
+    if wanted > pool.length_max {
+        return Err(bounds("MaxPrefixSubnetAllocationError", "maximum", pool.length_max));
+    }
+    let full = || {
+        Error::conflict("Failed to allocate subnet: Insufficient prefix space to allocate subnet.")
+            .named("SubnetAllocationError")
+    };
+    let cidr = match asked {
+        None => ipam::carve(&pool.prefixes, wanted, &used).ok_or_else(full)?,
+        Some(cidr) => {
+            let free = pool.prefixes.iter().any(|p| p.contains(&cidr))
+                && !used.iter().any(|u| ipam::overlap(u, &cidr));
+            free.then_some(cidr).ok_or_else(|| {
+                Error::conflict("Failed to allocate subnet: Cannot allocate requested subnet from the available set of prefixes.").named("SubnetAllocationError")
+            })?
+        }
+    };
+    check_quota(tx, project, pool, &cidr)?;
+    Ok(cidr)
+}
+
+fn check_quota(tx: &Tx, project: ProjectId, pool: &SubnetPool, cidr: &IpNet) -> Result<()> {
+    let Some(quota) = pool.quota else { return Ok(()) };
+    let unit = if pool.is_v4() { 32 } else { 64 };
+    let size = |net: &IpNet| {
+        1i64.checked_shl(u32::from(unit.max(net.prefix_len()) - net.prefix_len())).unwrap_or(i64::MAX)
+    };
+    let mine = tx.by(&BY_POOL, pool.id).filter(|s| s.meta.project == project);
+    let used = mine.fold(0i64, |sum, s| sum.saturating_add(size(&s.cidr)));
+    match used.saturating_add(size(cidr)) <= quota {
+        true => Ok(()),
+        false => {
+            Err(Error::conflict("Per-tenant subnet pool prefix quota exceeded.")
+                .named("SubnetPoolQuotaExceeded"))
+        }
+    }
+}
