@@ -66,6 +66,25 @@ fn down_removes_all_of_its_cloud_and_nothing_else() {
 }
 
 #[test]
+fn restarts_lose_no_packet() {
+    run(async |w| {
+        let port = cloud(w, 89);
+        w.sync().await;
+        let guest = w.guest(&port);
+        guest.route("default", "10.89.0.1");
+        let ping = ["netns", "exec", &guest.ns.0, "ping", "-q", "-i", "0.01", "-c", "150", "198.18.89.1"];
+        let ping = std::process::Command::new("ip").args(ping).stdout(std::process::Stdio::piped()).spawn();
+        for _ in 0..5 {
+            w.restart().await;
+            w.sync().await;
+        }
+        let said = ping.unwrap().wait_with_output().unwrap().stdout;
+        let said = String::from_utf8(said).unwrap();
+        assert!(said.contains(" 0% packet loss"), "{said}");
+    });
+}
+
+#[test]
 fn a_name_left_by_a_crash_is_made_good() {
     run(async |w| {
         let net = w.network(1, "10.88.0.0/24");
