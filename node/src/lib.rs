@@ -22,6 +22,7 @@ mod vm;
 pub use host::down;
 pub use link::{ImageBytes, Link};
 pub use simulated::Simulated;
+pub use vm::process::{Process, boot_id};
 
 use base::node::{Document, Hello};
 use base::{Error, Result};
@@ -83,6 +84,10 @@ impl Node {
     pub fn new(settings: Settings) -> Node {
         let inner = Inner { settings, observed: Arc::default(), document: watch::channel(Arc::default()).0 };
         Node { inner: Arc::new(inner) }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.inner.settings.name
     }
 
     /// Works until `shutdown`; then leaves the guests as they are, as a crash would. Another `run` adopts them.

@@ -28,14 +28,24 @@ impl Process {
         Process::of(self.pid) == Some(self)
     }
 
-    /// Ends it at once. Nothing happens to a later process with its pid: the start time is compared when the
-    /// descriptor, which names one process for ever, is open already.
+    /// Ends it at once.
     pub fn kill(self) -> Result<()> {
+        self.signal(Signal::KILL)
+    }
+
+    /// Asks it to end.
+    pub fn terminate(self) -> Result<()> {
+        self.signal(Signal::TERM)
+    }
+
+    /// Nothing happens to a later process with its pid: the start time is compared when the descriptor, which names
+    /// one process for ever, is open already.
+    fn signal(self, signal: Signal) -> Result<()> {
         let Some(pid) = Pid::from_raw(self.pid) else { return Ok(()) };
         let Ok(descriptor) = pidfd_open(pid, PidfdFlags::empty()) else { return Ok(()) };
         if self.alive() {
             // It may end between the two lines, which is as good.
-            let _ = pidfd_send_signal(descriptor, Signal::KILL);
+            let _ = pidfd_send_signal(descriptor, signal);
         }
         Ok(())
     }

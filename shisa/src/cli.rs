@@ -1,0 +1,151 @@
+//! The command line: what may be said, and which module carries it out.
+
+use crate::state::Directory;
+use crate::{demo, down, env, status, up};
+use base::Result;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// A cloud in one process that speaks the OpenStack APIs.
+#[derive(Debug, Parser)]
+#[command(name = "shisa", version, after_help = AFTER, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Everything that the cloud keeps; each cloud has its own
+    #[arg(long, global = true, value_name = "DIR", default_value = ".shisa")]
+    state: PathBuf,
+}
+
+const AFTER: &str = "\
+Example:
+  shisa up --demo --image guest/out/guest.qcow2
+  eval \"$(shisa env demo)\"
+  openstack server list";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start the cloud and stay in the foreground; Ctrl-C ends it, servers included, and the next start finds all
+    Up(Up),
+    /// End everything of the cloud: its process, guests and network, also after a crash; records stay
+    Down(Down),
+    /// Say whether the cloud is up, where, and what its nodes and servers are (exit code 3: it is not up)
+    Status,
+    /// Make a demo project with network, router, key, floating IP and a server, and wait until SSH answers
+    Demo(Demo),
+    /// Print `export OS_...` lines for the OpenStack clients
+    Env(Env),
+}
+
+#[derive(Args, Debug)]
+pub struct Up {
+    /// Where the APIs listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5000")]
+    pub listen: SocketAddr,
+    /// What runs servers [default: what the state directory has, else qemu where root may run it]
+    #[arg(long, value_name = "MACHINE")]
+    pub machine: Option<Machine>,
+    /// How many nodes this process is (more than one only with simulated ones)
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub nodes: u32,
+    /// The host's network device through which servers reach the world; without it they end at the host
+    #[arg(long, value_name = "DEVICE")]
+    pub uplink: Option<String>,
+    /// What links in answers start with, behind a proxy
+    #[arg(long, value_name = "URL")]
+    pub public_url: Option<String>,
+    /// Policy rules that replace built-in ones: names to rules, as YAML or JSON
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    /// A disk image to upload as the public image `guest`, unless there is one
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+    /// Go on as `shisa demo` does
+    #[arg(long)]
+    pub demo: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Down {
+    /// Remove the records and everything else in the state directory, too
+    #[arg(long)]
+    pub wipe: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Demo {
+    /// A disk image to upload as the public image `guest`, unless there is one
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct Env {
+    /// A cloud of clouds.yaml: admin or demo [default: demo when it is there, else admin]
+    pub name: Option<String>,
+}
+
+/// What stands behind a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Machine {
+    /// Real guests and a real network; needs root
+    Qemu,
+    /// Servers that only say they run
+    Simulated,
+}
+
+/// What was said, or the code to exit with: help was printed, or one sentence about a slip.
+pub fn parse() -> Result<Cli, ExitCode> {
+    Cli::try_parse().map_err(|error| {
+        if !error.use_stderr() {
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+            let _ = error.print();
+            return ExitCode::from(2);
+        }
+        let text = error.to_string();
+        eprintln!("shisa: {}; `shisa --help` says what there is", sentence(&text));
+        ExitCode::from(2)
+    })
+}
+
+/// The first paragraph of clap's message, in one line.
+fn sentence(text: &str) -> String {
+    let first = text.split("\n\n").next().unwrap_or(text);
+    let first = first.strip_prefix("error: ").unwrap_or(first);
+    first.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+pub async fn run(cli: Cli, begin: Instant) -> Result<ExitCode> {
+    let directory = Directory::at(cli.state);
+    match cli.command {
+        Command::Up(up) => up::run(&directory, &up, begin).await?,
+        Command::Down(down) => down::run(&directory, down.wipe).await?,
+        Command::Status => return status::run(&directory).await,
+        Command::Demo(demo) => demo::run(&directory, demo.image.as_deref(), begin).await?,
+        Command::Env(env) => env::run(&directory, env.name.as_deref())?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_table_of_flags_is_sound_and_slips_are_one_sentence() {
+        Cli::command().debug_assert();
+        let slip = |words: &[&str]| sentence(&Cli::try_parse_from(words).unwrap_err().to_string());
+        assert_eq!(slip(&["shisa", "up", "--nodse", "3"]), "unexpected argument '--nodse' found");
+        let text = slip(&["shisa", "up", "--listen", "here"]);
+        assert!(text.starts_with("invalid value 'here' for '--listen <ADDRESS>'"), "{text}");
+    }
+}

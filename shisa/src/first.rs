@@ -1,0 +1,67 @@
+//! The first start: all that a new cloud has before anybody asks, in one transaction.
+
+use crate::clouds::REGION;
+use base::{Context, DomainId, Error, ProjectId, Result, Secret};
+use identity::domain::Domain;
+use identity::{Bootstrap, bootstrap};
+use ipnet::{IpNet, Ipv4Net};
+use network::network::Network;
+use network::resource::Resource;
+use network::subnet::{self, Subnet};
+use serde_json::json;
+use std::sync::Arc;
+use store::{Cause, Cell, State, Tx};
+
+/// The external network whose gateway address the host holds.
+pub const PUBLIC: &str = "public";
+
+/// Whether the first start was.
+pub fn done(state: &State) -> bool {
+    state.get::<Domain>(&DomainId::ZERO).is_some()
+}
+
+/// `range` becomes the external network's.
+pub async fn start(cell: &Cell, admin_password_hash: Secret, range: Ipv4Net) -> Result<()> {
+    let new = Bootstrap { region: REGION.into(), ..Bootstrap::new(admin_password_hash) };
+    cell.write(Cause::step("first start"), move |tx| make(tx, &new, range)).await
+}
+
+fn make(tx: &mut Tx, new: &Bootstrap, range: Ipv4Net) -> Result<()> {
+    if done(tx) {
+        return Ok(());
+    }
+    bootstrap(tx, new)?;
+    let project = identity::project::named(tx, DomainId::ZERO, "admin").map(|p| p.id);
+    external(tx, project.ok_or_else(|| Error::internal("the bootstrap makes the project admin"))?, range)
+}
+
+/// Routers plug in here; servers do not, so nothing answers DHCP.
+fn external(tx: &mut Tx, project: ProjectId, range: Ipv4Net) -> Result<()> {
+    let cx = Context::system("first start");
+    let network = json!({
+        "name": PUBLIC, "description": "Floating addresses, reached from this machine",
+        "router:external": true, "is_default": true,
+    });
+    let network = Network::create(tx, &cx, project, &body(network)?)?;
+    let subnet = json!({
+        "name": PUBLIC, "network_id": network.id, "ip_version": 4, "cidr": range, "enable_dhcp": false,
+    });
+    Subnet::create(tx, &cx, project, &body(subnet)?)?;
+    Ok(())
+}
+
+fn body<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> Result<T> {
+    serde_json::from_value(value)
+        .map_err(|e| Error::internal("the first start's own words are wrong").because(e))
+}
+
+/// The IPv4 ranges of external networks.
+pub fn ranges(state: &State) -> Vec<Ipv4Net> {
+    let networks = state.all::<Network>().filter(|n| n.external);
+    let subnets = networks.flat_map(|n| state.by(&subnet::BY_NETWORK, n.id));
+    let v4 = |s: &Arc<Subnet>| match s.cidr {
+        IpNet::V4(net) => Some(net.trunc()),
+        IpNet::V6(_) => None,
+    };
+    subnets.filter_map(v4).collect()
+}

@@ -1,0 +1,49 @@
+//! The binary: configuration, roles, wiring, command line.
+//!
+//! `up` is the whole cloud in one process: one cell, its services behind one listener, and nodes that ask it in
+//! process. Everything it keeps is in the state directory (`state`). An error is one sentence on stderr.
+//!
+//! Exit codes: 0, 1 for an error, 2 for a wrong command line; `status` says 3 for a cloud that is not up.
+//!
+//! Deliberately absent so far: nodes on other machines, planes, the dashboard.
+
+mod cli;
+mod cloud;
+mod clouds;
+mod demo;
+mod down;
+mod env;
+mod first;
+mod http;
+mod image;
+mod logging;
+mod machine;
+mod progress;
+mod range;
+mod state;
+mod status;
+mod up;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+fn main() -> ExitCode {
+    let begin = Instant::now();
+    let command = match cli::parse() {
+        Ok(command) => command,
+        Err(code) => return code,
+    };
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("no threads can be started: {error}")),
+    };
+    let outcome = runtime.block_on(cli::run(command, begin));
+    // What still blocks on the disk or the kernel is not waited for.
+    runtime.shutdown_background();
+    outcome.unwrap_or_else(|error| fail(&error.chain()))
+}
+
+fn fail(sentence: &str) -> ExitCode {
+    eprintln!("shisa: {sentence}");
+    ExitCode::FAILURE
+}
