@@ -173,7 +173,7 @@ fn addresses(name: &str, have: Option<&Link>, want: &Link, out: &mut Vec<Action>
     out.extend(have.difference(&want.addresses).map(|a| Action::AddressRemove(name.to_string(), *a)));
     for address in want.addresses.difference(have) {
         out.push(Action::AddressAdd(name.to_string(), *address));
-        if name.starts_with("qg-") {
+        if name.starts_with("qg-") || name.starts_with("qr-") {
             out.push(Action::Announce(name.to_string(), address.addr()));
         }
     }

@@ -102,8 +102,8 @@ impl Fabric {
     pub async fn sync(&mut self, document: &Document) -> Result<BTreeMap<Uuid, PortReport>> {
         let sections = Sections::of(document);
         let wanted = Arc::new(plan::plan(&sections, &self.settings, self.tracking));
-        let (kernel, target) = (self.kernel.clone(), wanted.clone());
-        self.done = blocking(move || converge(&kernel, &target)).await?;
+        let (kernel, target, settings) = (self.kernel.clone(), wanted.clone(), self.settings.clone());
+        self.done = blocking(move || converge(&kernel, &settings, &target)).await?;
         let failed: BTreeSet<Place> = self.done.failures.iter().map(|(place, _)| *place).collect();
         self.remember(&sections, &wanted);
         let kernel = self.kernel.clone();
@@ -196,7 +196,8 @@ fn enter(cloud: u32) -> Result<(Kernel, Tracking)> {
     Ok((kernel, tracking))
 }
 
-fn converge(kernel: &Mutex<Kernel>, wanted: &KernelState) -> Result<Done> {
+fn converge(kernel: &Mutex<Kernel>, settings: &Settings, wanted: &KernelState) -> Result<Done> {
+    uplink::keep_only(settings.cloud, settings.uplink.as_deref())?;
     let mut kernel = lock(kernel);
     let seen = kernel.observe(wanted)?;
     let steps = diff::diff(&seen, wanted);
@@ -222,5 +223,17 @@ fn remove_all(cloud: u32) -> Result<Removed> {
     match kernel.apply(&diff::diff(&seen, &nothing)).pop() {
         Some((_, error)) => Err(error),
         None => Ok(removed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sync_may_run_on_any_thread() {
+        fn send<T: Send>(_: T) {}
+        let _ = |fabric: Fabric| send(fabric);
+        let _ = |fabric: &mut Fabric, document: &Document| send(fabric.sync(document));
     }
 }

@@ -15,6 +15,7 @@ use base::{Error, Result};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
@@ -166,9 +167,21 @@ fn dhcp_socket(device: &str) -> std::io::Result<Socket> {
     socket.bind_device(Some(device.as_bytes()))?;
     socket.set_reuse_address(true)?;
     socket.set_broadcast(true)?;
+    without_checksums(&socket)?;
     socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, dhcp::SERVER_PORT)).into())?;
     socket.set_nonblocking(true)?;
     Ok(socket)
+}
+
+/// Sends UDP without checksum. With one, a tap leaves it to the guest's device, and clients that read frames by
+/// themselves see a wrong one and drop the answer.
+fn without_checksums(socket: &Socket) -> std::io::Result<()> {
+    let on: libc::c_int = 1;
+    let (value, size) = ((&raw const on).cast(), size_of::<libc::c_int>() as libc::socklen_t);
+    // SAFETY: the descriptor is open and `on` lives through the call.
+    let done =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, value, size) };
+    if done < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn icmp_socket(device: &str, index: u32) -> std::io::Result<Socket> {

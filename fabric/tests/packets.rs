@@ -46,6 +46,27 @@ fn two_subnets_meet_in_a_router_that_came_later() {
         b.serve(7);
         assert!(a.connects("10.72.2.5", 7));
         assert!(!a.connects("10.72.2.5", 9));
+        let mut r = router(1, &[(one, "10.72.1.1/24"), (two, "10.72.2.1/24")]);
+        r.routes = vec![
+            ("10.99.0.0/16".parse().unwrap(), address("10.72.2.5")),
+            ("10.98.0.0/16".parse().unwrap(), address("10.1.1.1")),
+        ];
+        b.ns.ip("addr add 10.99.0.1/32 dev eth0");
+        r.interfaces[1].mac = mac(99);
+        w.put(Section::Router(r.clone()));
+        w.sync().await;
+        assert!(!a.pings("10.99.0.1"), "not an address that the port may speak as");
+        assert!(a.pings("10.72.2.5"), "a changed MAC is learned");
+        r.admin_up = false;
+        w.put(Section::Router(r.clone()));
+        w.sync().await;
+        assert!(!a.pings("10.72.2.5"), "down");
+        w.sync().await;
+        assert_eq!(w.fabric().last_steps(), [""; 0]);
+        r.admin_up = true;
+        w.put(Section::Router(r));
+        w.sync().await;
+        assert!(a.pings("10.72.2.5"), "up again");
         w.document.sections.remove(&SectionKey::Router(id(4, 1)));
         w.sync().await;
         assert!(!a.pings("10.72.2.5"), "the router is gone");
@@ -318,5 +339,40 @@ fn ipv6_is_advertised_routed_and_filtered() {
             tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         }
         assert!(!a.pings(&own(2, 2)), "echo is not allowed in");
+    });
+}
+
+#[test]
+fn a_floating_address_that_moves_is_found_by_other_routers() {
+    run(async |w| {
+        let public = external(w, 9, "198.18.87.0/24");
+        let mut guests = Vec::new();
+        let mut ports = Vec::new();
+        for n in [1u8, 2, 3] {
+            let net = w.network(n, &format!("10.87.{n}.0/24"));
+            let mut r = router(n, &[(net, &format!("10.87.{n}.1/24"))]);
+            r.gateway = Some(gateway(n, public, &format!("198.18.87.{}/24", 10 + n), "198.18.87.1"));
+            w.put(Section::Router(r));
+            ports.push(w.port(n, net, &format!("10.87.{n}.5"), &open()));
+        }
+        float(&mut ports[0], "198.18.87.20", id(4, 1), public);
+        w.put(Section::Port(ports[0].clone()));
+        w.sync().await;
+        for (port, n) in ports.iter().zip(1..) {
+            let guest = w.guest(port);
+            guest.route("default", &format!("10.87.{n}.1"));
+            guests.push(guest);
+        }
+        assert!(guests[2].pings("198.18.87.20"));
+        ports[0].floating.clear();
+        float(&mut ports[1], "198.18.87.20", id(4, 2), public);
+        w.put(Section::Port(ports[0].clone()));
+        w.put(Section::Port(ports[1].clone()));
+        w.sync().await;
+        guests[1].serve(7);
+        assert_eq!(
+            guests[2].ns.inside(|| talk("198.18.87.20:7".parse().unwrap())).as_deref(),
+            Some("198.18.87.13")
+        );
     });
 }

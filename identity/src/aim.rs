@@ -82,8 +82,6 @@ pub fn path(app: &App, call: &Call, target: &mut Target) {
             _ => {}
         }
     }
-    // Where a path names a project of another caller, the rule must not see the caller's own in its place.
-    target.remove("project_id");
 }
 
 pub fn of_project(project: &Project) -> Target {

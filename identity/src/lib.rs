@@ -7,6 +7,7 @@
 //!
 //! Deliberately absent: federation, and identity from outside (LDAP).
 
+pub mod access_rule;
 mod aim;
 pub mod app_credential;
 pub mod assignment;
@@ -18,6 +19,9 @@ pub mod domain;
 pub mod endpoint_filter;
 pub mod group;
 pub mod limit;
+pub mod oauth;
+mod plain;
+pub mod policy;
 pub mod project;
 pub mod role;
 pub mod rules;
@@ -26,6 +30,7 @@ mod settings;
 pub mod testing;
 pub mod token;
 pub mod trust;
+pub mod unified_limit;
 pub mod user;
 pub mod wire;
 
@@ -78,6 +83,15 @@ pub fn records(schema: Schema) -> Schema {
         .record::<credential::Credential>()
         .record::<trust::Trust>()
         .record::<app_credential::AppCredential>()
+        .record::<access_rule::AccessRule>()
+        .record::<domain::config::DomainConfig>()
+        .record::<policy::Policy>()
+        .record::<oauth::Consumer>()
+        .record::<oauth::ConsumerSecret>()
+        .record::<endpoint_filter::EndpointGroup>()
+        .record::<endpoint_filter::Told>()
+        .record::<unified_limit::RegisteredLimit>()
+        .record::<unified_limit::UnifiedLimit>()
 }
 
 fn routes() -> Vec<Route<App>> {
@@ -93,6 +107,15 @@ fn routes() -> Vec<Route<App>> {
         assignment::rest::routes(),
         assignment::list::routes(),
         catalog::rest::routes(),
+        domain::config::routes(),
+        credential::rest::routes(),
+        trust::rest::routes(),
+        app_credential::rest::routes(),
+        access_rule::routes(),
+        policy::routes(),
+        oauth::routes(),
+        endpoint_filter::routes(),
+        unified_limit::routes(),
     ]
     .into_iter()
     .flatten()
@@ -108,7 +131,15 @@ pub fn service(app: App) -> Mounted {
         microversions: None,
         project_in_path: false,
         request_id_header: None,
-        rules: &[rules::BASE, rules::TOKENS, rules::PEOPLE, rules::ROLES, rules::CATALOG],
+        rules: &[
+            rules::BASE,
+            rules::TOKENS,
+            rules::PEOPLE,
+            rules::ROLES,
+            rules::CATALOG,
+            rules::SECRETS,
+            rules::EXTENSIONS,
+        ],
         routes: routes(),
     };
     service.mount(app)

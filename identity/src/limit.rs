@@ -45,6 +45,22 @@ fn key(project: ProjectId, resource: &str) -> String {
     format!("{project}/{resource}")
 }
 
+/// The limit that somebody set for a resource by its name.
+pub fn stored(state: &State, project: ProjectId, name: &str) -> Option<i64> {
+    state.get::<Limit>(&key(project, name)).map(|l| l.limit)
+}
+
+/// Sets the limit of a resource by its name: for those that only their service knows as a `Resource`.
+pub fn store(tx: &mut Tx, project: ProjectId, name: &str, limit: i64) -> Result<()> {
+    tx.put(Limit { project, resource: name.into(), limit })?;
+    Ok(())
+}
+
+/// Forgets the limit of a resource by its name.
+pub fn forget(tx: &mut Tx, project: ProjectId, name: &str) {
+    tx.delete::<Limit>(&key(project, name));
+}
+
 /// What `project` may use of `resource`; -1: no limit.
 pub fn of(state: &State, project: ProjectId, resource: &Resource) -> i64 {
     let set = |project| state.get::<Limit>(&key(project, resource.name)).map(|l| l.limit);
@@ -74,6 +90,14 @@ pub fn claim(tx: &Tx, project: ProjectId, resource: &Resource, n: i64) -> Result
 pub fn set(tx: &mut Tx, project: ProjectId, resource: &Resource, limit: i64) -> Result<()> {
     tx.put(Limit { project, resource: resource.name.into(), limit })?;
     Ok(())
+}
+
+/// Forgets everything that was set for a project that is gone.
+pub(crate) fn forget_project(tx: &mut Tx, project: ProjectId) {
+    if project != DEFAULTS {
+        let set: Vec<_> = tx.by(&BY_PROJECT, project).map(|l| l.key()).collect();
+        set.iter().for_each(|key| drop(tx.delete::<Limit>(key)));
+    }
 }
 
 /// Forgets what was set for a project of a service (`network`): the defaults hold again.

@@ -116,8 +116,11 @@ impl Kernel {
             let Ok(namespace) = netns::open(&name) else { continue };
             let inode = fs::File::from(namespace.try_clone()?).metadata()?.ino();
             if self.spaces.get(&place).is_none_or(|handle| handle.inode != inode) {
-                // A name without a namespace (a crash while making it) cannot be entered: it is made again.
-                let Ok(handle) = Handle::open(namespace) else { continue };
+                // A crash while making it leaves a name without a namespace, which cannot be entered.
+                let Ok(handle) = Handle::open(namespace) else {
+                    netns::remove(&name)?;
+                    continue;
+                };
                 self.spaces.insert(place, handle);
             }
             places.insert(place);

@@ -30,6 +30,14 @@ pub fn remember(cloud: u32, device: &str) -> Result<()> {
     Ok(fs::write(file(cloud), format!("{device} {value}\n"))?)
 }
 
+/// Takes the switch back when another device, or none, is the uplink now.
+pub fn keep_only(cloud: u32, uplink: Option<&str>) -> Result<()> {
+    match read(&file(cloud)) {
+        Some((device, _)) if Some(device.as_str()) != uplink => take_back(cloud).map(drop),
+        _ => Ok(()),
+    }
+}
+
 /// Takes the switch back; the device, when there was one.
 pub fn take_back(cloud: u32) -> Result<Option<String>> {
     let Some((device, value)) = read(&file(cloud)) else { return Ok(None) };

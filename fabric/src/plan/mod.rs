@@ -82,7 +82,7 @@ pub fn plan(sections: &Sections, settings: &Settings, tracking: Tracking) -> Ker
         state.places.insert(Place::Network(network.id), space);
     }
     for router in sections.routers.values() {
-        state.places.insert(Place::Router(router.id), routing::router_space(router));
+        state.places.insert(Place::Router(router.id), routing::router_space());
     }
     for router in sections.routers.values() {
         routing::plug(sections, &mut state, router);

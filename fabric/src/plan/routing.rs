@@ -17,12 +17,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use uuid::Uuid;
 
 /// The namespace without its legs.
-pub fn router_space(router: &Router) -> Space {
+pub fn router_space() -> Space {
     let mut lo = link(LinkKind::Loopback);
     lo.addresses.insert(IpNet::from(IpAddr::V4(METADATA)));
-    let hops = router.gateway.iter().flat_map(|gateway| gateway.next_hops.iter());
-    let mut routes: BTreeSet<(IpNet, IpAddr)> = hops.map(|hop| (default_of(*hop), *hop)).collect();
-    routes.extend(router.routes.iter().map(|(to, via)| (to.trunc(), *via)));
     Space {
         sysctls: sysctls(&[
             ("net/bridge/bridge-nf-call-iptables", "0"),
@@ -40,7 +37,6 @@ pub fn router_space(router: &Router) -> Space {
             ("net/ipv6/conf/default/forwarding", "1"),
         ]),
         links: [("lo".to_string(), lo)].into(),
-        routes,
         ..Space::default()
     }
 }
@@ -78,8 +74,21 @@ pub fn plug(s: &Sections, state: &mut KernelState, router: &Router) {
         add_leg(state, router, network, (gateway.port, &name, gateway.mac), addresses);
     }
     if let Some(space) = state.places.get_mut(&Place::Router(router.id)) {
+        space.routes = routes(router, space);
         space.tables = [("inet shisa".to_string(), translation(s, router, gateway))].into();
     }
+}
+
+/// The default by the gateway and the extra routes, as far as a leg reaches their next hops: the kernel takes no others.
+fn routes(router: &Router, space: &Space) -> BTreeSet<(IpNet, IpAddr)> {
+    let nets: Vec<&IpNet> = space.links.values().flat_map(|link| &link.addresses).collect();
+    let hops = router.gateway.iter().flat_map(|gateway| gateway.next_hops.iter());
+    let defaults = hops.map(|hop| (default_of(*hop), *hop));
+    let extra = router.routes.iter().map(|(to, via)| (to.trunc(), *via));
+    let reached = |(_, via): &(IpNet, IpAddr)| {
+        router.admin_up && nets.iter().any(|net| net.contains(via) && net.addr() != *via)
+    };
+    defaults.chain(extra).filter(reached).collect()
 }
 
 fn add_leg(

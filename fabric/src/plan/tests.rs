@@ -1,1 +1,211 @@
+//! A small cloud as steps from nothing, and single changes of it, as golden text. `GOLDEN=write cargo test -p fabric`
+//! writes the files anew; review them as a diff.
 
+use super::*;
+use crate::diff::diff;
+use base::node::*;
+
+fn id(kind: u8, n: u8) -> Uuid {
+    Uuid::from_u128((kind as u128) << 120 | (n as u128) << 112)
+}
+
+fn network(n: u8, cidr: &str, external: bool) -> Network {
+    let cidr: IpNet = cidr.parse().unwrap();
+    let subnet = Subnet {
+        id: id(2, n),
+        cidr,
+        gateway: cidr.hosts().next(),
+        dhcp: true,
+        dns: Vec::new(),
+        routes: Vec::new(),
+        ipv6_ra: None,
+        ipv6_address: None,
+    };
+    Network {
+        id: id(1, n),
+        vni: n.into(),
+        mtu: 1450,
+        external,
+        router: None,
+        subnets: vec![subnet],
+        members: BTreeMap::new(),
+        dns_domain: String::new(),
+    }
+}
+
+fn port(n: u8, network: u8, address: &str, rules: Option<u64>) -> Port {
+    Port {
+        id: id(3, n),
+        network: id(1, network),
+        vm: None,
+        mac: Mac([0xfa, 0x16, 0x3e, 0, 0, n]),
+        admin_up: true,
+        fixed: vec![FixedIp { subnet: id(2, network), address: address.parse().unwrap() }],
+        pairs: Vec::new(),
+        port_security: true,
+        rules,
+        floating: Vec::new(),
+        dhcp_options: Vec::new(),
+    }
+}
+
+fn rule(direction: Direction, protocol: Option<u8>, ports: Option<(u16, u16)>, remote: Remote) -> Rule {
+    Rule { direction, v6: false, protocol, min: ports.map(|p| p.0), max: ports.map(|p| p.1), remote }
+}
+
+fn rule_set() -> RuleSet {
+    RuleSet {
+        rules: vec![
+            rule(Direction::Ingress, Some(6), Some((22, 22)), Remote::Cidr("192.0.2.0/24".parse().unwrap())),
+            rule(Direction::Ingress, Some(17), Some((1000, 2000)), Remote::Group(id(7, 1))),
+            rule(Direction::Ingress, Some(1), None, Remote::Any),
+            rule(Direction::Egress, None, None, Remote::Any),
+        ],
+        stateful: true,
+    }
+}
+
+/// One network behind one router with a gateway, two ports, one floating address, one without security.
+fn sections() -> BTreeMap<SectionKey, Section> {
+    let rules = rule_set();
+    let hash = rules.hash();
+    let mut one = port(1, 1, "10.0.0.5", Some(hash));
+    one.pairs = vec![("10.0.0.128/25".parse().unwrap(), one.mac)];
+    one.floating = vec![FloatingIp {
+        floating: "198.51.100.20".parse().unwrap(),
+        fixed: one.fixed[0].address,
+        router: id(4, 1),
+        network: id(1, 9),
+    }];
+    let mut open = port(2, 1, "10.0.0.6", None);
+    open.port_security = false;
+    let mut inner = network(1, "10.0.0.0/24", false);
+    let member = |port: &Port| Member { mac: port.mac, addresses: vec![port.fixed[0].address], vtep: None };
+    inner.members = [(one.id, member(&one)), (open.id, member(&open))].into();
+    let interface = RouterInterface {
+        port: id(5, 1),
+        network: id(1, 1),
+        mac: Mac([0xfa, 0x16, 0x3e, 0, 1, 1]),
+        addresses: vec!["10.0.0.1/24".parse().unwrap()],
+    };
+    let gateway = RouterGateway {
+        port: id(6, 1),
+        network: id(1, 9),
+        mac: Mac([0xfa, 0x16, 0x3e, 0, 1, 9]),
+        addresses: vec!["198.51.100.10/24".parse().unwrap()],
+        next_hops: vec!["198.51.100.1".parse().unwrap()],
+        snat: true,
+    };
+    let router = Router {
+        id: id(4, 1),
+        admin_up: true,
+        interfaces: vec![interface],
+        gateway: Some(gateway),
+        routes: vec![("10.9.0.0/16".parse().unwrap(), "10.0.0.6".parse().unwrap())],
+    };
+    let group = Group { id: id(7, 1), members: ["10.0.0.5".parse().unwrap()].into() };
+    [
+        (SectionKey::Port(one.id), Section::Port(one)),
+        (SectionKey::Port(open.id), Section::Port(open)),
+        (SectionKey::Network(inner.id), Section::Network(inner)),
+        (SectionKey::Network(id(1, 9)), Section::Network(network(9, "198.51.100.0/24", true))),
+        (SectionKey::Router(router.id), Section::Router(router)),
+        (SectionKey::Rules(hash), Section::Rules(rules)),
+        (SectionKey::Group(group.id), Section::Group(group)),
+    ]
+    .into()
+}
+
+fn planned(sections: BTreeMap<SectionKey, Section>, uplink: Option<&str>) -> KernelState {
+    let document = Document { sections, ..Document::default() };
+    let uplink = uplink.map(str::to_string);
+    let settings = Settings { cloud: 0xfeed, node_address: IpAddr::V4(Ipv4Addr::LOCALHOST), uplink };
+    plan(&Sections::of(&document), &settings, Tracking::BrNetfilter)
+}
+
+fn check(name: &str, seen: &KernelState, wanted: &KernelState) {
+    let steps: Vec<String> = diff(seen, wanted).iter().map(|step| format!("{step}\n")).collect();
+    let text = steps.concat();
+    let path = format!("{}/src/plan/golden/{name}.txt", env!("CARGO_MANIFEST_DIR"));
+    if std::env::var_os("GOLDEN").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    let golden = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(golden == text, "{path} differs; the steps are now:\n{text}");
+    assert!(diff(wanted, wanted).is_empty(), "nothing is left to do");
+}
+
+/// The steps of one change to the small cloud.
+fn check_change(name: &str, change: impl FnOnce(&mut BTreeMap<SectionKey, Section>)) {
+    let mut after = sections();
+    change(&mut after);
+    check(name, &planned(sections(), None), &planned(after, None));
+}
+
+fn edit_port(sections: &mut BTreeMap<SectionKey, Section>, edit: impl FnOnce(&mut Port)) {
+    match sections.get_mut(&SectionKey::Port(id(3, 1))) {
+        Some(Section::Port(port)) => edit(port),
+        _ => panic!("there is such a port"),
+    }
+}
+
+#[test]
+fn from_nothing() {
+    check("from_nothing", &KernelState::default(), &planned(sections(), Some("eth0")));
+}
+
+#[test]
+fn to_nothing() {
+    check("to_nothing", &planned(sections(), None), &KernelState::default());
+}
+
+#[test]
+fn a_member_of_a_group_is_one_element() {
+    check_change("group_member", |s| {
+        let group = Group { id: id(7, 1), members: ["10.0.0.7".parse().unwrap()].into() };
+        s.insert(SectionKey::Group(group.id), Section::Group(group));
+    });
+}
+
+#[test]
+fn a_removed_floating_address_is_forgotten() {
+    check_change("floating_removed", |s| edit_port(s, |port| port.floating.clear()));
+}
+
+#[test]
+fn other_rules_are_another_chain() {
+    check_change("rules_changed", |s| {
+        let rules =
+            RuleSet { rules: vec![rule(Direction::Egress, None, None, Remote::Any)], stateful: false };
+        let hash = rules.hash();
+        s.insert(SectionKey::Rules(hash), Section::Rules(rules));
+        edit_port(s, |port| port.rules = Some(hash));
+    });
+}
+
+#[test]
+fn a_port_that_goes_takes_its_tap_first() {
+    check_change("port_removed", |s| drop(s.remove(&SectionKey::Port(id(3, 1)))));
+}
+
+#[test]
+fn a_router_that_goes_leaves_the_bridge() {
+    check_change("router_removed", |s| drop(s.remove(&SectionKey::Router(id(4, 1)))));
+}
+
+#[test]
+fn pairs_inside_of_others_are_one() {
+    let mut all = sections();
+    edit_port(&mut all, |port| {
+        port.pairs = vec![
+            ("10.0.0.0/24".parse().unwrap(), port.mac),
+            ("10.0.0.128/25".parse().unwrap(), port.mac),
+            ("0.0.0.0/0".parse().unwrap(), Mac([2, 0, 0, 0, 0, 1])),
+        ];
+    });
+    let state = planned(all, None);
+    let table = &state.places[&Place::Network(id(1, 1))].tables["bridge shisa"];
+    let last = |set: &str| table.sets[set].elements.keys().map(|key| key[2].clone()).collect::<Vec<_>>();
+    assert_eq!(last("pair4"), ["0.0.0.0/0", "10.0.0.0/24"]);
+    assert!(last("src4").is_empty());
+}

@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 static COUNT: AtomicU32 = AtomicU32::new(1);
 
-/// Runs a test in a host of its own, or says why not.
+/// Runs a test in a host of its own, or says why not. `FABRIC_TEST_ON_HOST=1` takes the real one: see it work there.
 pub fn run<F: AsyncFnOnce(&mut World) + Send + 'static>(test: F) {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("SKIPPED: packets in namespaces need root");
@@ -31,7 +31,8 @@ pub fn run<F: AsyncFnOnce(&mut World) + Send + 'static>(test: F) {
     let entered = File::open(host.path()).unwrap();
     let thread = std::thread::spawn(move || {
         setns(&entered, CloneFlags::CLONE_NEWNET).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         runtime.block_on(async {
             let mut world = World::new().await;
             test(&mut world).await;
@@ -102,7 +103,7 @@ pub struct World {
 }
 
 impl World {
-    async fn new() -> World {
+    pub async fn new() -> World {
         let cloud = 0xf000_0000
             | (std::process::id() << 8) & 0x0fff_ff00
             | COUNT.fetch_add(1, Ordering::Relaxed) & 0xff;
@@ -114,7 +115,17 @@ impl World {
         self.fabric.as_mut().unwrap()
     }
 
+    /// A sync, and a second one that has nothing left to do.
     pub async fn sync(&mut self) -> BTreeMap<Uuid, PortReport> {
+        let report = self.sync_once().await;
+        let document = self.document.clone();
+        let fabric = self.fabric();
+        assert_eq!(fabric.sync(&document).await.unwrap(), report);
+        assert_eq!(fabric.last_steps(), [""; 0]);
+        report
+    }
+
+    async fn sync_once(&mut self) -> BTreeMap<Uuid, PortReport> {
         let document = self.document.clone();
         let report = match self.fabric().sync(&document).await {
             Ok(report) => report,
@@ -166,7 +177,22 @@ impl World {
     /// Plays the guest of a port.
     pub fn guest(&mut self, port: &Port) -> Guest {
         let tap = self.fabric().open_tap(port.id).unwrap();
-        Guest::new(tap, port)
+        let guest = Guest::new(tap, port);
+        self.until_forwarding(port);
+        guest
+    }
+
+    /// A bridge takes frames of a port some time after its carrier.
+    fn until_forwarding(&self, port: &Port) {
+        let ns = format!("shisa-{:08x}-net-{}", self.cloud, port.network);
+        let tap = fabric::state::tap(port.id);
+        for _ in 0..100 {
+            if sh(&["ip", "-n", &ns, "-d", "link", "show", &tap]).contains("state forwarding") {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(30));
+        }
+        panic!("{tap} does not forward");
     }
 }
 
@@ -374,11 +400,13 @@ nix::ioctl_write_ptr_bad!(
 
 fn own_tap(name: &str) -> File {
     let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun").unwrap();
+    // SAFETY: an all-zero `ifreq` is a valid one.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    // SAFETY: the descriptor is open and `request` lives through the call.
     unsafe { set_iff(file.as_raw_fd(), &request) }.unwrap();
     file
 }

@@ -1,11 +1,13 @@
 //! Application credentials: a secret of a user's own for one project, with some of its roles and maybe an end.
 
+pub mod rest;
+
+use crate::access_rule::AccessRule;
 use crate::token::refused;
 use crate::wire::missing;
 use crate::{assignment, role};
 use base::{Context, Error, Id, IdKind, ProjectId, Result, RoleId, Secret, Timestamp, UserId};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use std::sync::Arc;
 use store::{Index, IndexPart, Record, State, Tx};
 
@@ -26,7 +28,7 @@ pub struct AppCredential {
     #[serde(default)]
     pub unrestricted: bool,
     #[serde(default)]
-    pub access_rules: Option<Vec<Value>>,
+    pub access_rules: Option<Vec<Id<AccessRule>>>,
 }
 
 pub const BY_USER: Index<AppCredential> = Index::many("user", |a, keys| keys.push(a.user.key()));

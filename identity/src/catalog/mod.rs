@@ -231,6 +231,7 @@ pub fn delete_service(tx: &mut Tx, _cx: &Context, id: Id<Service>) -> Result<()>
     service(tx, id)?;
     let endpoints: Vec<_> = tx.by(&BY_SERVICE, id).map(|e| e.id).collect();
     endpoints.iter().for_each(|e| drop(tx.delete::<Endpoint>(e)));
+    crate::unified_limit::forget_service(tx, id);
     tx.delete::<Service>(&id);
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! Credentials: secrets kept for a user by type (`ec2`, `totp`, `cert`), sealed.
 
+pub mod rest;
+
 use crate::wire::missing;
 use crate::{project, user};
 use api::Target;

@@ -2,6 +2,7 @@
 //!
 //! Limits: a domain with more records than a transaction may change is deleted after its projects and users are.
 
+pub mod config;
 pub mod rest;
 
 use crate::project::{self, Project};
@@ -106,6 +107,8 @@ pub fn delete(tx: &mut Tx, cx: &Context, id: DomainId) -> Result<()> {
     let roles: Vec<_> = tx.by(&role::BY_DOMAIN, id).map(|r| r.id).collect();
     roles.into_iter().try_for_each(|r| role::delete(tx, cx, r))?;
     crate::assignment::forget_target(tx, crate::assignment::Target::Domain(id));
+    crate::unified_limit::forget_holder(tx, crate::unified_limit::Holder::Domain(id));
+    tx.delete::<config::DomainConfig>(&id);
     tx.delete::<Domain>(&id);
     Ok(())
 }

@@ -7,6 +7,7 @@ pub mod tags;
 
 use crate::assignment::{self, Target};
 use crate::domain::{self, Domain};
+use crate::unified_limit::{self, Holder};
 use crate::wire::{Map, Name, missing, or_default, yes};
 use base::{Context, DomainId, Error, ProjectId, Result};
 use serde::{Deserialize, Serialize};
@@ -203,6 +204,7 @@ pub(crate) fn remove(tx: &mut Tx, id: ProjectId) {
     crate::trust::forget_project(tx, id);
     crate::app_credential::forget_project(tx, id);
     crate::endpoint_filter::forget_project(tx, id);
+    unified_limit::forget_holder(tx, Holder::Project(id));
     tx.delete::<Project>(&id);
 }
 

@@ -1,7 +1,7 @@
 //! `/v3/roles`, what they imply, and `/v3/role_inferences`.
 
 use super::{Role, RoleFields, create, delete, get, implied_by, update, view};
-use crate::wire::{self, body, fields, fixed, many, merged, missing, take};
+use crate::wire::{self, body, fields, fixed, many, merged, take};
 use crate::{App, aim};
 use api::{Call, Reply, Route};
 use base::{DomainId, Result, RoleId};
@@ -142,10 +142,4 @@ async fn inferences(app: App, call: Call) -> Result<Reply> {
     Ok(Reply::ok(
         &json!({"role_inferences": rules?, "links": {"self": here, "next": null, "previous": null}}),
     ))
-}
-
-/// The role in the path, for grants.
-pub(crate) fn in_path(state: &State, call: &Call) -> Result<RoleId> {
-    let id: RoleId = call.id("role_id", "Role")?;
-    state.get::<Role>(&id).map(|r| r.id).ok_or_else(|| missing("role", id))
 }

@@ -235,7 +235,8 @@ async fn by_app(app: &App, state: &State, proven: &mut Proven, asked: &AppProof)
         (None, _, _) => None,
     };
     let right = app.hasher.verify(&asked.secret, found.map(|a| &a.secret)).await?;
-    let found = found.filter(|_| right).ok_or_else(refused)?;
+    // Requests are not matched against access rules, so what is bound to some is not let in at all.
+    let found = found.filter(|a| right && a.access_rules.is_none()).ok_or_else(refused)?;
     proven.is(found.user)?;
     proven.methods |= 4;
     proven.app = Some(found.id);
@@ -270,7 +271,9 @@ fn asked_scope(state: &State, asked: &Value) -> Result<(Place, Option<Id<Trust>>
         Value::String(text) if text == "unscoped" => return Ok((Place::Unscoped, None)),
         Value::Object(map) if map.len() == 1 => map.iter().next().ok_or_else(refused)?,
         _ => {
-            return Err(Error::invalid("The scope must name one of project, domain, system, OS-TRUST:trust."));
+            return Err(Error::invalid(
+                "The scope must name one of project, domain, system, OS-TRUST:trust.",
+            ));
         }
     };
     match name.as_str() {

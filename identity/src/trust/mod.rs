@@ -2,6 +2,8 @@
 //!
 //! What the trustor loses the trust loses; a token made by it never makes another.
 
+pub mod rest;
+
 use crate::token::refused;
 use crate::wire::missing;
 use crate::{App, assignment, domain, project, role, user};

@@ -176,6 +176,7 @@ pub fn delete(tx: &mut Tx, _cx: &Context, id: UserId) -> Result<()> {
     crate::credential::forget_user(tx, id);
     crate::trust::forget_user(tx, id);
     crate::app_credential::forget_user(tx, id);
+    crate::access_rule::forget_user(tx, id);
     tx.delete::<User>(&id);
     Ok(())
 }

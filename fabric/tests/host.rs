@@ -1,0 +1,224 @@
+//! What the fabric does to its host, and takes back: two clouds side by side, the uplink, `down`. Needs root.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use base::node::*;
+use common::*;
+use fabric::Fabric;
+use std::io::{Read, Write};
+use std::time::Duration;
+
+/// A network behind a router on an external one, with one port that has a floating address.
+fn cloud(w: &mut World, n: u8) -> Port {
+    let mut public = network(9, &format!("198.18.{n}.0/24"));
+    (public.external, public.subnets[0].dhcp) = (true, false);
+    let public_id = public.id;
+    w.put(Section::Network(public));
+    let net = w.network(1, &format!("10.{n}.0.0/24"));
+    let mut r = router(1, &[(net, &format!("10.{n}.0.1/24"))]);
+    r.gateway = Some(gateway(1, public_id, &format!("198.18.{n}.10/24"), &format!("198.18.{n}.1")));
+    w.put(Section::Router(r.clone()));
+    let mut a = w.port(1, net, &format!("10.{n}.0.5"), &open());
+    a.floating = vec![FloatingIp {
+        floating: address(&format!("198.18.{n}.20")),
+        fixed: a.fixed[0].address,
+        router: r.id,
+        network: public_id,
+    }];
+    w.put(Section::Port(a.clone()));
+    a
+}
+
+fn ours(cloud: u32) -> Vec<String> {
+    let names = sh(&["ip", "netns", "list"]);
+    let mine = format!("shisa-{cloud:08x}-");
+    names.lines().filter(|name| name.starts_with(&mine)).map(str::to_string).collect()
+}
+
+#[test]
+fn down_removes_all_of_its_cloud_and_nothing_else() {
+    run(async |w| {
+        cloud(w, 83);
+        w.sync().await;
+        sh(&["ip", "link", "add", "foreign0", "type", "veth", "peer", "name", "foreign1"]);
+        sh(&["nft", "add table inet other; add table inet shisa; add table bridge shisa"]);
+        let mut other = World::new().await;
+        cloud(&mut other, 84);
+        other.sync().await;
+        let theirs = ours(other.cloud);
+        assert_eq!((ours(w.cloud).len(), theirs.len()), (3, 3));
+        w.listeners.clear();
+        drop(w.fabric.take());
+        let removed = Fabric::down(&settings(w.cloud)).await.unwrap();
+        assert_eq!((removed.namespaces, removed.devices, removed.tables), (3, 1, 0));
+        assert_eq!((ours(w.cloud).len(), ours(other.cloud)), (0, theirs));
+        let links = sh(&["ip", "-o", "link"]);
+        assert!(links.contains("foreign0") && links.contains(&format!("sx{:08x}", other.cloud)), "{links}");
+        assert!(!links.contains(&format!("sx{:08x}", w.cloud)), "{links}");
+        let tables = sh(&["nft", "list", "tables"]);
+        assert_eq!(tables.lines().count(), 3, "{tables}");
+        other.sync().await;
+        assert_eq!(other.fabric().last_steps(), [""; 0], "the other cloud is untouched");
+        assert_eq!(Fabric::down(&settings(w.cloud)).await.unwrap(), fabric::Removed::default());
+    });
+}
+
+#[test]
+fn restarts_lose_no_packet() {
+    run(async |w| {
+        let port = cloud(w, 89);
+        w.sync().await;
+        let guest = w.guest(&port);
+        guest.route("default", "10.89.0.1");
+        let ping = ["netns", "exec", &guest.ns.0, "ping", "-q", "-i", "0.01", "-c", "150", "198.18.89.1"];
+        let ping = std::process::Command::new("ip").args(ping).stdout(std::process::Stdio::piped()).spawn();
+        for _ in 0..5 {
+            w.restart().await;
+            w.sync().await;
+        }
+        let said = ping.unwrap().wait_with_output().unwrap().stdout;
+        let said = String::from_utf8(said).unwrap();
+        assert!(said.contains(" 0% packet loss"), "{said}");
+    });
+}
+
+#[test]
+fn a_name_left_by_a_crash_is_made_good() {
+    run(async |w| {
+        let net = w.network(1, "10.88.0.0/24");
+        let name = format!("/run/netns/shisa-{:08x}-net-{net}", w.cloud);
+        std::fs::write(&name, "").unwrap();
+        let port = w.port(1, net, "10.88.0.5", &open());
+        assert!(w.sync().await[&port.id].up);
+        let lost = format!("/run/netns/shisa-{:08x}-net-{}", w.cloud, id(9, 9));
+        std::fs::write(&lost, "").unwrap();
+        sh(&["ip", "netns", "del", name.strip_prefix("/run/netns/").unwrap()]);
+        assert!(w.sync().await[&port.id].up, "removed by someone, made again");
+        w.listeners.clear();
+        drop(w.fabric.take());
+        Fabric::down(&settings(w.cloud)).await.unwrap();
+        assert!(!std::path::Path::new(&lost).exists() && !std::path::Path::new(&name).exists());
+    });
+}
+
+#[test]
+fn a_connection_by_a_removed_floating_address_ends_at_once() {
+    run(async |w| {
+        let mut port = cloud(w, 85);
+        w.sync().await;
+        let guest = w.guest(&port);
+        guest.route("default", "10.85.0.1");
+        let listener = guest.ns.inside(|| std::net::TcpListener::bind("0.0.0.0:7").unwrap());
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut byte = [0];
+            while stream.read_exact(&mut byte).is_ok() {
+                let _ = stream.write_all(&byte);
+            }
+        });
+        let mut stream = std::net::TcpStream::connect("198.18.85.20:7").unwrap();
+        stream.set_read_timeout(Some(Duration::from_millis(700))).unwrap();
+        let mut echo = |byte: Option<u8>| {
+            if let Some(byte) = byte {
+                stream.write_all(&[byte]).unwrap();
+            }
+            let mut back = [0];
+            stream.read_exact(&mut back).ok().map(|()| back[0])
+        };
+        assert_eq!(echo(Some(1)), Some(1));
+        w.port(2, id(1, 1), "10.85.0.6", &rules_in(&[]));
+        w.sync().await;
+        assert_eq!(echo(Some(2)), Some(2), "another port's coming changes nothing");
+        let narrow = rules_in(&[rule(Direction::Ingress, false, Some(6), Some((7, 8)), Remote::Any)]);
+        change_rules(w, &mut port, &narrow).await;
+        assert_eq!(echo(Some(3)), Some(3), "other rules that still allow it");
+        change_rules(w, &mut port, &rules_in(&[])).await;
+        assert_eq!(echo(Some(4)), None, "rules that do not");
+        change_rules(w, &mut port, &narrow).await;
+        assert!((0..8).any(|_| echo(None) == Some(4)), "allowed again, it goes on");
+        assert_eq!(echo(Some(5)), Some(5));
+        port.floating.clear();
+        w.put(Section::Port(port));
+        w.sync().await;
+        assert_eq!(echo(Some(6)), None, "the address is gone");
+    });
+}
+
+async fn change_rules(w: &mut World, port: &mut Port, rules: &RuleSet) {
+    w.put(Section::Rules(rules.clone()));
+    port.rules = Some(rules.hash());
+    w.put(Section::Port(port.clone()));
+    w.sync().await;
+}
+
+#[test]
+fn an_uplink_carries_external_ranges_and_is_left_as_it_was() {
+    run(async |w| {
+        let world = Namespace::new("world");
+        sh(&["ip", "link", "add", "up85", "type", "veth", "peer", "name", "eth0", "netns", &world.0]);
+        sh(&["ip", "addr", "add", "192.0.2.2/24", "dev", "up85"]);
+        sh(&["ip", "link", "set", "up85", "up"]);
+        world.ip("addr add 192.0.2.1/24 dev eth0");
+        world.ip("link set eth0 up");
+        let mut with = settings(w.cloud);
+        with.uplink = Some("up85".to_string());
+        w.fabric = Some(Fabric::open(with).await.unwrap());
+        let port = cloud(w, 86);
+        w.sync().await;
+        let guest = w.guest(&port);
+        guest.route("default", "10.86.0.1");
+        assert!(guest.pings("192.0.2.1"));
+        let read = || sh(&["cat", "/proc/sys/net/ipv4/conf/up85/forwarding"]);
+        assert_eq!(read(), "1\n");
+        assert_eq!(sh(&["cat", "/proc/sys/net/ipv4/ip_forward"]), "0\n");
+        w.sync().await;
+        assert_eq!(w.fabric().last_steps(), [""; 0]);
+        w.restart().await;
+        w.sync().await;
+        assert_eq!(read(), "0\n", "the uplink was taken from the settings");
+        assert!(!guest.pings("192.0.2.1"));
+        let mut with = settings(w.cloud);
+        with.uplink = Some("up85".to_string());
+        w.listeners.clear();
+        w.fabric = Some(Fabric::open(with).await.unwrap());
+        w.sync().await;
+        drop(guest);
+        w.listeners.clear();
+        drop(w.fabric.take());
+        let removed = Fabric::down(&settings(w.cloud)).await.unwrap();
+        assert_eq!((removed.uplink.as_deref(), removed.tables), (Some("up85"), 1));
+        assert_eq!(read(), "0\n");
+        assert_eq!(sh(&["nft", "list", "tables"]), "");
+    });
+}
+
+/// `cargo test -p fabric --test host -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn how_long_a_sync_takes() {
+    run(async |w| {
+        for n in 1..=50u8 {
+            let net = w.network(n, "10.1.0.0/24");
+            w.put(Section::Router(router(n % 7, &[(net, "10.1.0.1/24")])));
+            for p in 0..4u8 {
+                let mut port = port(p, net, &format!("10.1.0.{}", 5 + p), None);
+                port.id = uuid::Uuid::from_u128((3 << 120) | (n as u128) << 112 | (p as u128) << 104);
+                let set = rules_in(&[rule(Direction::Ingress, false, Some(6), Some((22, 22)), Remote::Any)]);
+                port.rules = Some(set.hash());
+                w.put(Section::Rules(set));
+                w.put(Section::Port(port));
+            }
+        }
+        for what in ["from nothing", "after it", "again"] {
+            let start = std::time::Instant::now();
+            w.sync().await;
+            println!("{what}: {:?}, {} steps", start.elapsed(), w.fabric().last_steps().len());
+        }
+        w.document.sections.remove(&SectionKey::Port(uuid::Uuid::from_u128((3 << 120) | (1 << 112))));
+        let start = std::time::Instant::now();
+        w.sync().await;
+        println!("one port gone: {:?}, {} steps", start.elapsed(), w.fabric().last_steps().len());
+    });
+}
