@@ -148,7 +148,9 @@ fn sort(call: &Call, found: &mut [&Arc<Flavor>]) -> Result<()> {
         "memory_mb" | "ram" => found.sort_by_key(|f| f.ram_mib),
         "vcpus" => found.sort_by_key(|f| f.vcpus),
         "root_gb" | "disk" => found.sort_by_key(|f| f.disk_gib),
-        other => return Err(Error::invalid(format!("Sort key supplied is not valid: {}", other.escape_default()))),
+        other => {
+            return Err(Error::invalid(format!("Sort key supplied is not valid: {}", other.escape_default())));
+        }
     }
     if down {
         found.reverse();
@@ -185,7 +187,9 @@ struct NewFlavor {
 fn number(name: &str, value: &Value, min: u64) -> Result<u64> {
     let number = value.as_u64().or_else(|| value.as_str().and_then(|s| s.trim().parse().ok()));
     number.filter(|n| (min..=i32::MAX as u64).contains(n)).ok_or_else(|| {
-        Error::invalid(format!("Invalid input for field/attribute {name}. Value: {value}. It is a whole number from {min} on."))
+        Error::invalid(format!(
+            "Invalid input for field/attribute {name}. Value: {value}. It is a whole number from {min} on."
+        ))
     })
 }
 
@@ -222,15 +226,21 @@ fn parse(new: &NewFlavor) -> Result<Flavor> {
         Some(Value::String(s)) if s == "auto" => String::new(),
         Some(Value::String(s)) => s.clone(),
         Some(Value::Number(n)) => n.to_string(),
-        Some(other) => return Err(Error::invalid(format!("Invalid input for field/attribute id. Value: {other}."))),
+        Some(other) => {
+            return Err(Error::invalid(format!("Invalid input for field/attribute id. Value: {other}.")));
+        }
     };
     let plain = |c: char| c.is_ascii_alphanumeric() || " ._-".contains(c);
     if id.len() > 255 || !id.chars().all(plain) || id.trim() != id {
-        return Err(Error::invalid("Invalid input for field/attribute id. It has letters, digits, blanks, '.', '-' and '_'."));
+        return Err(Error::invalid(
+            "Invalid input for field/attribute id. It has letters, digits, blanks, '.', '-' and '_'.",
+        ));
     }
     let factor = match &new.rxtx_factor {
         None | Some(Value::Null) => Some(1.0),
-        Some(value) => value.as_f64().or_else(|| value.as_str().and_then(|s| s.parse().ok())).filter(|f| *f > 0.0),
+        Some(value) => {
+            value.as_f64().or_else(|| value.as_str().and_then(|s| s.parse().ok())).filter(|f| *f > 0.0)
+        }
     };
     Ok(Flavor {
         id,
@@ -241,7 +251,8 @@ fn parse(new: &NewFlavor) -> Result<Flavor> {
         disk_gib: number("disk", &new.disk, 0)?,
         ephemeral_gib: optional("OS-FLV-EXT-DATA:ephemeral", &new.ephemeral)?,
         swap_mib: optional("swap", &new.swap)?,
-        rxtx_factor: factor.ok_or_else(|| Error::invalid("Invalid input for field/attribute rxtx_factor."))?,
+        rxtx_factor: factor
+            .ok_or_else(|| Error::invalid("Invalid input for field/attribute rxtx_factor."))?,
         public: new.public.unwrap_or(true),
         extra_specs: BTreeMap::new(),
         access: BTreeSet::new(),
@@ -312,7 +323,10 @@ fn spec_texts(map: &Map<String, Value>) -> Result<BTreeMap<String, String>> {
         };
         let good = !name.is_empty() && name.len() <= 255 && name.chars().all(plain);
         value.filter(|_| good).map(|v| (name.clone(), v)).ok_or_else(|| {
-            Error::invalid(format!("Invalid input for field/attribute extra_specs: {}.", name.escape_default()))
+            Error::invalid(format!(
+                "Invalid input for field/attribute extra_specs: {}.",
+                name.escape_default()
+            ))
         })
     };
     map.iter().map(text).collect()
@@ -354,7 +368,8 @@ pub async fn delete_spec(app: App, call: Call) -> Result<Reply> {
 }
 
 fn access_view(flavor: &Flavor) -> Value {
-    let access: Vec<_> = flavor.access.iter().map(|p| json!({"flavor_id": flavor.id, "tenant_id": p})).collect();
+    let access: Vec<_> =
+        flavor.access.iter().map(|p| json!({"flavor_id": flavor.id, "tenant_id": p})).collect();
     json!({"flavor_access": access})
 }
 
@@ -374,14 +389,19 @@ struct Access {
 
 fn tenant(call: &Call, action: &str) -> Result<ProjectId> {
     let access: Access = call.json_in(action)?;
-    access.tenant.parse().map_err(|_| Error::invalid(format!("Project ID {} is not a valid project.", access.tenant.escape_default())))
+    access.tenant.parse().map_err(|_| {
+        Error::invalid(format!("Project ID {} is not a valid project.", access.tenant.escape_default()))
+    })
 }
 
 pub async fn add_access(app: App, call: Call) -> Result<Reply> {
     let project = tenant(&call, "addTenantAccess")?;
     let flavor = changed(&app, &call, move |f| match (f.public, f.access.insert(project)) {
         (true, _) => Err(Error::conflict("Can not add access to a public flavor.")),
-        (false, false) => Err(Error::conflict(format!("Flavor access already exists for flavor {} and project {project} combination.", f.id))),
+        (false, false) => Err(Error::conflict(format!(
+            "Flavor access already exists for flavor {} and project {project} combination.",
+            f.id
+        ))),
         (false, true) => Ok(()),
     })
     .await?;
@@ -392,7 +412,9 @@ pub async fn remove_access(app: App, call: Call) -> Result<Reply> {
     let project = tenant(&call, "removeTenantAccess")?;
     let flavor = changed(&app, &call, move |f| match f.access.remove(&project) {
         true => Ok(()),
-        false => Err(Error::not_found(format!("Flavor access not found for {} / {project} combination.", f.id))),
+        false => {
+            Err(Error::not_found(format!("Flavor access not found for {} / {project} combination.", f.id)))
+        }
     })
     .await?;
     Ok(Reply::ok(&access_view(&flavor)))

@@ -148,7 +148,10 @@ fn answer(app: &App, call: &Call, detail: bool) -> Result<Reply> {
     if let Some(pattern) = call.query.get("hypervisor_hostname_pattern").filter(|_| uuids(call)) {
         nodes.retain(|n| n.hello.name.contains(pattern));
         if nodes.is_empty() {
-            return Err(Error::not_found(format!("No hypervisor matching '{}' could be found.", pattern.escape_default())));
+            return Err(Error::not_found(format!(
+                "No hypervisor matching '{}' could be found.",
+                pattern.escape_default()
+            )));
         }
     }
     let paged = call.version >= v(2, 33);
@@ -156,7 +159,8 @@ fn answer(app: &App, call: &Call, detail: bool) -> Result<Reply> {
     let id = |n: &&Arc<Node>| id_view(call, n).to_string().trim_matches('"').to_string();
     let (nodes, more) = page.cut(nodes, id)?;
     let servers = call.query.flag("with_servers")?.unwrap_or(false) && uuids(call);
-    let views: Vec<_> = nodes.iter().map(|n| hypervisor_view(app, call, &state, n, detail, servers)).collect();
+    let views: Vec<_> =
+        nodes.iter().map(|n| hypervisor_view(app, call, &state, n, detail, servers)).collect();
     let mut body = json!({"hypervisors": views});
     page_links(call, &mut body, "hypervisors_links", nodes.last().map(id).as_deref().filter(|_| more));
     Ok(Reply::ok(&body))
@@ -169,7 +173,10 @@ fn hypervisor_view(app: &App, call: &Call, state: &State, node: &Node, detail: b
         "status": if node.enabled { "enabled" } else { "disabled" },
     });
     if servers {
-        let on: Vec<_> = state.by(&BY_HOST, node.hello.name.as_str()).map(|s| json!({"uuid": s.id, "name": s.name})).collect();
+        let on: Vec<_> = state
+            .by(&BY_HOST, node.hello.name.as_str())
+            .map(|s| json!({"uuid": s.id, "name": s.name}))
+            .collect();
         if !on.is_empty() || call.version < v(2, 75) {
             view["servers"] = json!(on);
         }
@@ -185,7 +192,8 @@ fn details(call: &Call, state: &State, node: &Node, view: &mut Value) {
     view["host_ip"] = json!(hello.address);
     view["hypervisor_type"] = json!(if hello.machine == "qemu" { "QEMU" } else { "simulated" });
     view["hypervisor_version"] = json!(hello.hypervisor_version);
-    view["service"] = json!({"id": id_view(call, node), "host": hello.name, "disabled_reason": node.disabled_reason});
+    view["service"] =
+        json!({"id": id_view(call, node), "host": hello.name, "disabled_reason": node.disabled_reason});
     if call.version >= v(2, 88) {
         view["uptime"] = json!(uptime(node));
         return;
@@ -240,7 +248,8 @@ fn find(state: &State, call: &Call) -> Result<Arc<Node>> {
         true => text.parse::<Id<Node>>().ok().and_then(|id| state.get::<Node>(&id)),
         false => state.all::<Node>().find(number),
     };
-    let missing = || Error::not_found(format!("Hypervisor with ID '{}' could not be found.", text.escape_default()));
+    let missing =
+        || Error::not_found(format!("Hypervisor with ID '{}' could not be found.", text.escape_default()));
     found.cloned().ok_or_else(missing)
 }
 
@@ -270,10 +279,18 @@ pub async fn statistics(app: App, _: Call) -> Result<Reply> {
         let (hello, used) = (&node.hello, usage(&state, node));
         let (memory, disk) = (hello.memory_mib as i64, hello.disk_gib as i64);
         for (name, n) in [
-            ("count", 1), ("vcpus", hello.vcpus.into()), ("memory_mb", memory), ("local_gb", disk),
-            ("vcpus_used", used.vcpus), ("memory_mb_used", used.memory_mib), ("local_gb_used", used.disk_gib),
-            ("free_ram_mb", memory - used.memory_mib), ("free_disk_gb", disk - used.disk_gib),
-            ("disk_available_least", disk - used.disk_gib), ("running_vms", used.servers as i64), ("current_workload", 0),
+            ("count", 1),
+            ("vcpus", hello.vcpus.into()),
+            ("memory_mb", memory),
+            ("local_gb", disk),
+            ("vcpus_used", used.vcpus),
+            ("memory_mb_used", used.memory_mib),
+            ("local_gb_used", used.disk_gib),
+            ("free_ram_mb", memory - used.memory_mib),
+            ("free_disk_gb", disk - used.disk_gib),
+            ("disk_available_least", disk - used.disk_gib),
+            ("running_vms", used.servers as i64),
+            ("current_workload", 0),
         ] {
             add(name, n);
         }
@@ -320,9 +337,11 @@ pub async fn provider_show(app: App, call: Call) -> Result<Reply> {
 
 pub async fn inventories(app: App, call: Call) -> Result<Reply> {
     let node = provider(&app.cell.read(), &call)?;
-    let one = |total: u64, ratio: i64| json!({
-        "total": total, "reserved": 0, "min_unit": 1, "max_unit": total, "step_size": 1, "allocation_ratio": ratio as f64,
-    });
+    let one = |total: u64, ratio: i64| {
+        json!({
+            "total": total, "reserved": 0, "min_unit": 1, "max_unit": total, "step_size": 1, "allocation_ratio": ratio as f64,
+        })
+    };
     let (hello, ratio) = (&node.hello, CPU_RATIO);
     let all = json!({
         "VCPU": one(hello.vcpus.into(), ratio), "MEMORY_MB": one(hello.memory_mib, 1), "DISK_GB": one(hello.disk_gib, 1),

@@ -1,8 +1,8 @@
 //! Keypairs: OpenSSH public keys by user and name. Until 2.91 the service makes a pair when no key is given.
 
 use crate::App;
-use crate::text::page_links;
 use crate::KEY_PAIRS;
+use crate::text::page_links;
 use api::page::Page;
 use api::{Call, Reply, v};
 use base::{Error, Result, Timestamp, UserId};
@@ -57,7 +57,8 @@ fn fingerprint(text: &str) -> Result<String> {
     let blob = text.split_whitespace().nth(1).ok_or_else(bad)?;
     let blob = base64::engine::general_purpose::STANDARD.decode(blob).map_err(|_| bad())?;
     let kind = text.split_whitespace().next().unwrap_or("");
-    let length = blob.get(..4).map(|l| u32::from_be_bytes([l[0], l[1], l[2], l[3]]) as usize).ok_or_else(bad)?;
+    let length =
+        blob.get(..4).map(|l| u32::from_be_bytes([l[0], l[1], l[2], l[3]]) as usize).ok_or_else(bad)?;
     if blob.get(4..4 + length) != Some(kind.as_bytes()) {
         return Err(bad());
     }
@@ -86,7 +87,9 @@ fn view(call: &Call, pair: &Keypair) -> Value {
 
 /// The user whose keys are meant: the caller, or from 2.10 on another one for an administrator.
 fn user(call: &Call) -> Result<UserId> {
-    let Some(other) = call.query.get("user_id").filter(|_| call.version >= v(2, 10)) else { return Ok(call.cx.user()) };
+    let Some(other) = call.query.get("user_id").filter(|_| call.version >= v(2, 10)) else {
+        return Ok(call.cx.user());
+    };
     let other: UserId = other.parse().map_err(|_| Error::invalid("user_id is not an id."))?;
     match other == call.cx.user() || call.cx.everywhere {
         true => Ok(other),
@@ -98,7 +101,11 @@ pub async fn list(app: App, call: Call) -> Result<Reply> {
     let state = app.cell.read();
     let mut found: Vec<&Arc<Keypair>> = state.by(&BY_USER, user(&call)?).collect();
     found.sort_by(|a, b| a.name.cmp(&b.name));
-    let page = if call.version >= v(2, 35) { Page::of(&call.query)? } else { Page { limit: api::PAGE_MAX, marker: None } };
+    let page = if call.version >= v(2, 35) {
+        Page::of(&call.query)?
+    } else {
+        Page { limit: api::PAGE_MAX, marker: None }
+    };
     let (page, more) = page.cut(found, |k| k.name.clone())?;
     let views: Vec<_> = page.iter().map(|k| json!({"keypair": view(&call, k)})).collect();
     let mut body = json!({"keypairs": views});
@@ -131,7 +138,9 @@ struct NewKeypair {
 }
 
 fn check(call: &Call, new: &NewKeypair) -> Result<()> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || " -_".contains(c) || (call.version >= v(2, 92) && "@.".contains(c));
+    let plain = |c: char| {
+        c.is_ascii_alphanumeric() || " -_".contains(c) || (call.version >= v(2, 92) && "@.".contains(c))
+    };
     let length = new.name.chars().count();
     if !(1..=255).contains(&length) || !new.name.chars().all(plain) || new.name.trim() != new.name {
         return Err(Error::invalid(format!(
@@ -143,10 +152,15 @@ fn check(call: &Call, new: &NewKeypair) -> Result<()> {
         return Err(Error::invalid("Additional properties are not allowed ('type' was unexpected)"));
     }
     if let Some(kind) = new.kind.as_deref().filter(|k| *k != "ssh") {
-        return Err(Error::invalid(format!("Invalid input for field/attribute type. '{}' is not one of ['ssh']", kind.escape_default())));
+        return Err(Error::invalid(format!(
+            "Invalid input for field/attribute type. '{}' is not one of ['ssh']",
+            kind.escape_default()
+        )));
     }
     match new.user_id.is_some_and(|u| u != call.cx.user()) && !call.cx.everywhere {
-        true => Err(Error::forbidden("Policy doesn't allow os_compute_api:os-keypairs:create to be performed.")),
+        true => {
+            Err(Error::forbidden("Policy doesn't allow os_compute_api:os-keypairs:create to be performed."))
+        }
         false => Ok(()),
     }
 }
@@ -156,7 +170,11 @@ pub async fn create(app: App, call: Call) -> Result<Reply> {
     check(&call, &new)?;
     let (private, public) = match &new.public_key {
         Some(key) => (None, key.trim().to_string()),
-        None if call.version >= v(2, 92) => return Err(Error::invalid("Invalid input for field/attribute keypair. 'public_key' is a required property")),
+        None if call.version >= v(2, 92) => {
+            return Err(Error::invalid(
+                "Invalid input for field/attribute keypair. 'public_key' is a required property",
+            ));
+        }
         None => generate().map(|(private, public)| (Some(private), public))?,
     };
     let print = fingerprint(&public)?;

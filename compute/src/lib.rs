@@ -110,7 +110,8 @@ fn server_routes() -> Vec<Route<App>> {
     const META: &str = "/v2.1/servers/{id}/metadata";
     const ITEM: &str = "/v2.1/servers/{id}/metadata/{key}";
     let (tags, retag) = ("os_compute_api:os-server-tags:index", "os_compute_api:os-server-tags:update_all");
-    let (meta_show, meta_write) = ("os_compute_api:server-metadata:index", "os_compute_api:server-metadata:update_all");
+    let (meta_show, meta_write) =
+        ("os_compute_api:server-metadata:index", "os_compute_api:server-metadata:update_all");
     vec![
         get("/v2.1/servers", "os_compute_api:servers:index", list::brief),
         post("/v2.1/servers", "os_compute_api:servers:create", rest::create),
@@ -123,26 +124,59 @@ fn server_routes() -> Vec<Route<App>> {
         post(ACTION, "os_compute_api:servers:reboot", action::reboot).action("reboot"),
         post(ACTION, "os_compute_api:servers:delete", rest::delete).action("forceDelete"),
         post(ACTION, "os_compute_api:os-security-groups:add", action::add_group).action("addSecurityGroup"),
-        post(ACTION, "os_compute_api:os-security-groups:remove", action::remove_group).action("removeSecurityGroup"),
-        post(ACTION, "os_compute_api:os-multinic:add", action::add_fixed_ip).action("addFixedIp").until(v(2, 43)),
-        post(ACTION, "os_compute_api:os-multinic:remove", action::remove_fixed_ip).action("removeFixedIp").until(v(2, 43)),
-        post(ACTION, "os_compute_api:os-floating-ips:add", action::add_floating_ip).action("addFloatingIp").until(v(2, 43)),
+        post(ACTION, "os_compute_api:os-security-groups:remove", action::remove_group)
+            .action("removeSecurityGroup"),
+        post(ACTION, "os_compute_api:os-multinic:add", action::add_fixed_ip)
+            .action("addFixedIp")
+            .until(v(2, 43)),
+        post(ACTION, "os_compute_api:os-multinic:remove", action::remove_fixed_ip)
+            .action("removeFixedIp")
+            .until(v(2, 43)),
+        post(ACTION, "os_compute_api:os-floating-ips:add", action::add_floating_ip)
+            .action("addFloatingIp")
+            .until(v(2, 43)),
         post(ACTION, "os_compute_api:os-floating-ips:add", action::remove_floating_ip)
             .action("removeFloatingIp")
             .until(v(2, 43)),
-        post(ACTION, "os_compute_api:os-console-output", action::console_output).action("os-getConsoleOutput"),
+        post(ACTION, "os_compute_api:os-console-output", action::console_output)
+            .action("os-getConsoleOutput"),
         post(ACTION, "os_compute_api:os-lock-server:lock", action::lock).action("lock"),
         post(ACTION, "os_compute_api:os-lock-server:unlock", action::unlock).action("unlock"),
-        post(ACTION, "os_compute_api:os-admin-actions:reset_state", action::reset_state).action("os-resetState"),
+        post(ACTION, "os_compute_api:os-admin-actions:reset_state", action::reset_state)
+            .action("os-resetState"),
         get("/v2.1/servers/{id}/ips", "os_compute_api:ips:index", action::addresses),
         get("/v2.1/servers/{id}/ips/{network}", "os_compute_api:ips:index", action::addresses_of),
-        get("/v2.1/servers/{id}/os-security-groups", "os_compute_api:os-security-groups:list", action::security_groups),
-        get("/v2.1/servers/{id}/os-server-password", "os_compute_api:os-server-password:show", action::password),
-        delete("/v2.1/servers/{id}/os-server-password", "os_compute_api:os-server-password:clear", action::clear_password),
+        get(
+            "/v2.1/servers/{id}/os-security-groups",
+            "os_compute_api:os-security-groups:list",
+            action::security_groups,
+        ),
+        get(
+            "/v2.1/servers/{id}/os-server-password",
+            "os_compute_api:os-server-password:show",
+            action::password,
+        ),
+        delete(
+            "/v2.1/servers/{id}/os-server-password",
+            "os_compute_api:os-server-password:clear",
+            action::clear_password,
+        ),
         get("/v2.1/servers/{id}/os-interface", "os_compute_api:os-attach-interfaces:list", interface::list),
-        post("/v2.1/servers/{id}/os-interface", "os_compute_api:os-attach-interfaces:create", interface::attach),
-        get("/v2.1/servers/{id}/os-interface/{port_id}", "os_compute_api:os-attach-interfaces:list", interface::show),
-        delete("/v2.1/servers/{id}/os-interface/{port_id}", "os_compute_api:os-attach-interfaces:delete", interface::detach),
+        post(
+            "/v2.1/servers/{id}/os-interface",
+            "os_compute_api:os-attach-interfaces:create",
+            interface::attach,
+        ),
+        get(
+            "/v2.1/servers/{id}/os-interface/{port_id}",
+            "os_compute_api:os-attach-interfaces:list",
+            interface::show,
+        ),
+        delete(
+            "/v2.1/servers/{id}/os-interface/{port_id}",
+            "os_compute_api:os-attach-interfaces:delete",
+            interface::detach,
+        ),
         get(META, meta_show, meta::list),
         post(META, meta_write, meta::add),
         put(META, meta_write, meta::replace),
@@ -167,7 +201,8 @@ fn other_routes() -> Vec<Route<App>> {
     const QUOTA: &str = "/v2.1/os-quota-sets/{project_id}";
     const CLASS: &str = "/v2.1/os-quota-class-sets/{class}";
     let (see, write) = ("os_compute_api:os-security-groups:get", "os_compute_api:os-security-groups:create");
-    let (specs, add_specs) = ("os_compute_api:os-flavor-extra-specs:index", "os_compute_api:os-flavor-extra-specs:create");
+    let (specs, add_specs) =
+        ("os_compute_api:os-flavor-extra-specs:index", "os_compute_api:os-flavor-extra-specs:create");
     let access = "os_compute_api:os-flavor-access:add_tenant_access";
     let hypervisors = "os_compute_api:os-hypervisors:list";
     vec![
@@ -196,14 +231,23 @@ fn other_routes() -> Vec<Route<App>> {
         get(QUOTA, "os_compute_api:os-quota-sets:show", quota::show),
         put(QUOTA, "os_compute_api:os-quota-sets:update", quota::update),
         delete(QUOTA, "os_compute_api:os-quota-sets:delete", quota::delete),
-        get("/v2.1/os-quota-sets/{project_id}/defaults", "os_compute_api:os-quota-sets:show", quota::defaults),
+        get(
+            "/v2.1/os-quota-sets/{project_id}/defaults",
+            "os_compute_api:os-quota-sets:show",
+            quota::defaults,
+        ),
         get("/v2.1/os-quota-sets/{project_id}/detail", "os_compute_api:os-quota-sets:show", quota::detail),
         get(CLASS, "os_compute_api:os-quota-class-sets:show", quota::class),
         put(CLASS, "os_compute_api:os-quota-class-sets:update", quota::update_class),
         get("/v2.1/os-availability-zone", "os_compute_api:os-availability-zone:list", host::zones),
-        get("/v2.1/os-availability-zone/detail", "os_compute_api:os-availability-zone:detail", host::zones_detail),
+        get(
+            "/v2.1/os-availability-zone/detail",
+            "os_compute_api:os-availability-zone:detail",
+            host::zones_detail,
+        ),
         get("/v2.1/os-services", "os_compute_api:os-services:list", host::services),
-        put("/v2.1/os-services/{id}", "os_compute_api:os-services:update", host::update_service).since(v(2, 53)),
+        put("/v2.1/os-services/{id}", "os_compute_api:os-services:update", host::update_service)
+            .since(v(2, 53)),
         get("/v2.1/os-hypervisors", hypervisors, host::hypervisors),
         get("/v2.1/os-hypervisors/detail", hypervisors, host::hypervisors_detail),
         get("/v2.1/os-hypervisors/statistics", hypervisors, host::statistics).until(v(2, 87)),

@@ -22,7 +22,9 @@ pub fn group_view(state: &State, group: &SecurityGroup) -> Value {
 
 fn rule_view(state: &State, rule: &SecurityGroupRule) -> Value {
     let name = |id: &Id<SecurityGroup>| {
-        state.get::<SecurityGroup>(id).map_or_else(|| json!({}), |g| json!({"name": g.meta.name, "tenant_id": g.meta.project}))
+        state
+            .get::<SecurityGroup>(id)
+            .map_or_else(|| json!({}), |g| json!({"name": g.meta.name, "tenant_id": g.meta.project}))
     };
     let (range, group) = match &rule.remote {
         Remote::Any => (json!({"cidr": if rule.v6 { "::/0" } else { "0.0.0.0/0" }}), json!({})),
@@ -75,7 +77,10 @@ pub async fn create(app: App, call: Call) -> Result<Reply> {
     let cx = call.cx.clone();
     let view = call
         .write(&app.cell, move |tx| {
-            let body = api::call::from_value(json!({"name": group.name.0, "description": group.description}), "security_group")?;
+            let body = api::call::from_value(
+                json!({"name": group.name.0, "description": group.description}),
+                "security_group",
+            )?;
             let group = SecurityGroup::create(tx, &cx, cx.project(), &body)?;
             Ok(group_view(tx, &group))
         })
@@ -89,8 +94,12 @@ pub async fn update(app: App, call: Call) -> Result<Reply> {
     let view = call
         .write(&app.cell, move |tx| {
             let old = resource::own::<SecurityGroup>(tx, &cx, id)?;
-            let body = api::call::from_value(json!({"name": group.name.0, "description": group.description}), "security_group")?;
-            let group = SecurityGroup::update(tx, &cx, &old, &body).map_err(|e| Error::invalid(e.message()))?;
+            let body = api::call::from_value(
+                json!({"name": group.name.0, "description": group.description}),
+                "security_group",
+            )?;
+            let group =
+                SecurityGroup::update(tx, &cx, &old, &body).map_err(|e| Error::invalid(e.message()))?;
             Ok(group_view(tx, &group))
         })
         .await?;
@@ -127,7 +136,11 @@ pub async fn create_rule(app: App, call: Call) -> Result<Reply> {
         number.map(Some).ok_or_else(bad)
     };
     let (from, to) = (number("from_port", &new.from_port)?, number("to_port", &new.to_port)?);
-    let cidr = new.cidr.clone().filter(|c| !c.is_empty()).or_else(|| new.group_id.is_none().then(|| "0.0.0.0/0".into()));
+    let cidr = new
+        .cidr
+        .clone()
+        .filter(|c| !c.is_empty())
+        .or_else(|| new.group_id.is_none().then(|| "0.0.0.0/0".into()));
     let v6 = cidr.as_deref().is_some_and(|c| c.contains(':'));
     let mut body = json!({
         "security_group_id": new.parent_group_id, "direction": "ingress", "ethertype": if v6 { "IPv6" } else { "IPv4" },
@@ -141,10 +154,11 @@ pub async fn create_rule(app: App, call: Call) -> Result<Reply> {
     let view = call
         .write(&app.cell, move |tx| {
             let body = api::call::from_value(body.clone(), "security_group_rule")?;
-            let rule = SecurityGroupRule::create(tx, &cx, cx.project(), &body).map_err(|e| match e.kind() {
-                base::Kind::Conflict => Error::invalid(e.message()),
-                _ => e,
-            })?;
+            let rule =
+                SecurityGroupRule::create(tx, &cx, cx.project(), &body).map_err(|e| match e.kind() {
+                    base::Kind::Conflict => Error::invalid(e.message()),
+                    _ => e,
+                })?;
             Ok(rule_view(tx, &rule))
         })
         .await?;

@@ -1,7 +1,8 @@
 //! Quotas and limits: views of `identity::limit` and of the store's sums.
 
-
-use crate::{App, CORES, INSTANCES, KEY_PAIRS, METADATA_ITEMS, RAM, RESOURCES, SERVER_GROUP_MEMBERS, SERVER_GROUPS};
+use crate::{
+    App, CORES, INSTANCES, KEY_PAIRS, METADATA_ITEMS, RAM, RESOURCES, SERVER_GROUP_MEMBERS, SERVER_GROUPS,
+};
 use api::{Call, Reply, Version, v};
 use base::{Error, ProjectId, Result};
 use identity::limit::{self, Resource};
@@ -14,10 +15,17 @@ fn word(resource: &Resource) -> &'static str {
 
 /// What older microversions show although this cloud has no such things: the network's and the files'.
 fn gone(version: Version) -> &'static [(&'static str, i64)] {
-    const FILES: [(&str, i64); 3] = [("injected_files", 5), ("injected_file_content_bytes", 10_240), ("injected_file_path_bytes", 255)];
+    const FILES: [(&str, i64); 3] =
+        [("injected_files", 5), ("injected_file_content_bytes", 10_240), ("injected_file_path_bytes", 255)];
     const ALL: [(&str, i64); 8] = [
-        FILES[0], FILES[1], FILES[2], ("fixed_ips", -1), ("floating_ips", -1), ("networks", -1),
-        ("security_groups", -1), ("security_group_rules", -1),
+        FILES[0],
+        FILES[1],
+        FILES[2],
+        ("fixed_ips", -1),
+        ("floating_ips", -1),
+        ("networks", -1),
+        ("security_groups", -1),
+        ("security_group_rules", -1),
     ];
     match version {
         old if old < v(2, 36) => &ALL,
@@ -38,7 +46,9 @@ fn set_view(call: &Call, state: &State, project: ProjectId) -> Map<String, Value
 
 fn project(call: &Call) -> Result<ProjectId> {
     let text = call.param("project_id");
-    let id: ProjectId = text.parse().map_err(|_| Error::invalid(format!("Project ID {} is not a valid project.", text.escape_default())))?;
+    let id: ProjectId = text.parse().map_err(|_| {
+        Error::invalid(format!("Project ID {} is not a valid project.", text.escape_default()))
+    })?;
     match call.cx.sees(id) {
         true => Ok(id),
         false => Err(api::policy::denied(call.rule)),
@@ -80,10 +90,22 @@ fn wanted(call: &Call, key: &str) -> Result<Vec<(Resource, i64)>> {
         if ["force", "tenant_id", "id"].contains(&name.as_str()) || old(name) {
             continue;
         }
-        let unexpected = || Error::invalid(format!("Additional properties are not allowed ('{}' was unexpected)", name.escape_default()));
+        let unexpected = || {
+            Error::invalid(format!(
+                "Additional properties are not allowed ('{}' was unexpected)",
+                name.escape_default()
+            ))
+        };
         let resource = RESOURCES.iter().find(|r| word(r) == name).ok_or_else(unexpected)?;
-        let number = value.as_i64().or_else(|| value.as_str()?.parse().ok()).filter(|n| (-1..=i32::MAX as i64).contains(n));
-        let bad = || Error::invalid(format!("Invalid input for field/attribute {name}. {value} is not a number from -1 on."));
+        let number = value
+            .as_i64()
+            .or_else(|| value.as_str()?.parse().ok())
+            .filter(|n| (-1..=i32::MAX as i64).contains(n));
+        let bad = || {
+            Error::invalid(format!(
+                "Invalid input for field/attribute {name}. {value} is not a number from -1 on."
+            ))
+        };
         set.push((*resource, number.ok_or_else(bad)?));
     }
     Ok(set)
@@ -114,7 +136,8 @@ pub async fn class(app: App, call: Call) -> Result<Reply> {
 
 pub async fn update_class(app: App, call: Call) -> Result<Reply> {
     let set = wanted(&call, "quota_class_set")?;
-    call.write(&app.cell, move |tx| set.iter().try_for_each(|(r, n)| limit::set(tx, limit::DEFAULTS, r, *n))).await?;
+    call.write(&app.cell, move |tx| set.iter().try_for_each(|(r, n)| limit::set(tx, limit::DEFAULTS, r, *n)))
+        .await?;
     Ok(Reply::ok(&json!({"quota_class_set": set_view(&call, &app.cell.read(), limit::DEFAULTS)})))
 }
 
@@ -140,7 +163,13 @@ pub async fn limits(app: App, call: Call) -> Result<Reply> {
         absolute["maxImageMeta"] = json!(128);
     }
     if call.version < v(2, 36) {
-        for (name, n) in [("maxTotalFloatingIps", -1), ("maxSecurityGroups", -1), ("maxSecurityGroupRules", -1), ("totalFloatingIpsUsed", 0), ("totalSecurityGroupsUsed", 0)] {
+        for (name, n) in [
+            ("maxTotalFloatingIps", -1),
+            ("maxSecurityGroups", -1),
+            ("maxSecurityGroupRules", -1),
+            ("totalFloatingIpsUsed", 0),
+            ("totalSecurityGroupsUsed", 0),
+        ] {
             absolute[name] = json!(n);
         }
     }

@@ -124,7 +124,8 @@ impl Derived for Hosts {
             before.and_then(|r| r.downcast_ref()).into_iter().for_each(|s| self.server(s, -1));
             after.and_then(|r| r.downcast_ref()).into_iter().for_each(|s| self.server(s, 1));
         } else if kind == Node::KIND {
-            let (before, after) = (before.and_then(|r| r.downcast_ref::<Node>()), after.and_then(|r| r.downcast_ref::<Node>()));
+            let (before, after) =
+                (before.and_then(|r| r.downcast_ref::<Node>()), after.and_then(|r| r.downcast_ref::<Node>()));
             if let Some(name) = after.or(before).map(|n| n.hello.name.clone()) {
                 self.node(&name, after);
             }

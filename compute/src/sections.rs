@@ -118,14 +118,17 @@ pub fn observed(tx: &mut Tx, node: &str, report: &Report) -> Result<()> {
         gone(tx, node, Id::from_uuid(*id))?;
     }
     if report.whole {
-        let known: Vec<_> = tx.by(&BY_HOST, node).filter(|s| !report.vms.contains_key(&s.id.uuid())).map(|s| s.id).collect();
+        let known: Vec<_> =
+            tx.by(&BY_HOST, node).filter(|s| !report.vms.contains_key(&s.id.uuid())).map(|s| s.id).collect();
         known.into_iter().try_for_each(|id| gone(tx, node, id))?;
     }
     Ok(())
 }
 
 fn observe(tx: &mut Tx, node: &str, id: Id<Server>, seen: &VmReport) -> Result<()> {
-    let Some(old) = tx.get::<Server>(&id).filter(|s| s.host.as_deref() == Some(node)).cloned() else { return Ok(()) };
+    let Some(old) = tx.get::<Server>(&id).filter(|s| s.host.as_deref() == Some(node)).cloned() else {
+        return Ok(());
+    };
     let mut server = Server::clone(&old);
     let now = Observed { state: seen.state, reboots: seen.reboots };
     server.desired = life::wanted_after(server.desired, server.observed, now, server.reboots);
@@ -139,7 +142,9 @@ fn observe(tx: &mut Tx, node: &str, id: Id<Server>, seen: &VmReport) -> Result<(
     let fault = seen.fault.as_ref().filter(|_| seen.state == VmState::Failed);
     server.fault = match (fault, &old.fault) {
         (Some(message), Some(old)) if old.message == *message => Some(old.clone()),
-        (Some(message), _) => Some(crate::server::Fault { code: 500, message: message.clone(), created: tx.now() }),
+        (Some(message), _) => {
+            Some(crate::server::Fault { code: 500, message: message.clone(), created: tx.now() })
+        }
         (None, _) => None,
     };
     if server != *old {
@@ -150,7 +155,9 @@ fn observe(tx: &mut Tx, node: &str, id: Id<Server>, seen: &VmReport) -> Result<(
 
 /// The node no longer has a server: one that was to go is gone; any other is seen no more.
 fn gone(tx: &mut Tx, node: &str, id: Id<Server>) -> Result<()> {
-    let Some(server) = tx.get::<Server>(&id).filter(|s| s.host.as_deref() == Some(node)).cloned() else { return Ok(()) };
+    let Some(server) = tx.get::<Server>(&id).filter(|s| s.host.as_deref() == Some(node)).cloned() else {
+        return Ok(());
+    };
     match server.phase {
         Phase::Deleting => drop(tx.delete::<Server>(&id)),
         Phase::Settled => drop(tx.update::<Server>(&id, |s| s.observed = None)?),

@@ -16,7 +16,9 @@ impl<'de> Deserialize<'de> for Name {
         let good = (1..=255).contains(&length) && text.trim() == text && !text.chars().any(char::is_control);
         match good {
             true => Ok(Name(text)),
-            false => Err(serde::de::Error::custom("a name has 1 to 255 printable characters and no blank at its ends")),
+            false => Err(serde::de::Error::custom(
+                "a name has 1 to 255 printable characters and no blank at its ends",
+            )),
         }
     }
 }
@@ -28,10 +30,16 @@ pub struct Metadata(pub BTreeMap<String, String>);
 impl<'de> Deserialize<'de> for Metadata {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Metadata, D::Error> {
         let map = BTreeMap::<String, String>::deserialize(d)?;
-        let key = |k: &str| (1..=255).contains(&k.chars().count()) && k.chars().all(|c| c.is_ascii_alphanumeric() || "-_:. ".contains(c));
+        let key = |k: &str| {
+            (1..=255).contains(&k.chars().count())
+                && k.chars().all(|c| c.is_ascii_alphanumeric() || "-_:. ".contains(c))
+        };
         match map.iter().find(|(k, v)| !key(k) || v.chars().count() > 255) {
             None => Ok(Metadata(map)),
-            Some((k, _)) => Err(serde::de::Error::custom(format!("the key or value of '{}' is not valid", k.escape_default()))),
+            Some((k, _)) => Err(serde::de::Error::custom(format!(
+                "the key or value of '{}' is not valid",
+                k.escape_default()
+            ))),
         }
     }
 }
@@ -44,8 +52,12 @@ impl<'de> Deserialize<'de> for Flag {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Flag, D::Error> {
         match Value::deserialize(d)? {
             Value::Bool(b) => Ok(Flag(b)),
-            Value::String(s) if ["true", "1", "on", "yes"].contains(&s.to_lowercase().as_str()) => Ok(Flag(true)),
-            Value::String(s) if ["false", "0", "off", "no"].contains(&s.to_lowercase().as_str()) => Ok(Flag(false)),
+            Value::String(s) if ["true", "1", "on", "yes"].contains(&s.to_lowercase().as_str()) => {
+                Ok(Flag(true))
+            }
+            Value::String(s) if ["false", "0", "off", "no"].contains(&s.to_lowercase().as_str()) => {
+                Ok(Flag(false))
+            }
             other => Err(serde::de::Error::custom(format!("{other} is not a boolean"))),
         }
     }
@@ -99,7 +111,9 @@ mod tests {
 
     #[test]
     fn names_become_host_names() {
-        for (name, expect) in [("Web 1", "web-1"), ("-a.b_c-", "a-b-c"), ("\u{4e2d}\u{6587}", "server-7"), ("", "server-7")] {
+        for (name, expect) in
+            [("Web 1", "web-1"), ("-a.b_c-", "a-b-c"), ("\u{4e2d}\u{6587}", "server-7"), ("", "server-7")]
+        {
             assert_eq!(hostname(name, "7"), expect);
         }
     }

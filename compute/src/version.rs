@@ -29,7 +29,8 @@ pub async fn show(_: App, call: Call) -> Result<Reply> {
     if let Some(links) = view["links"].as_array_mut() {
         links.push(described);
     }
-    view["media-types"] = json!([{"base": "application/json", "type": "application/vnd.openstack.compute+json;version=2.1"}]);
+    view["media-types"] =
+        json!([{"base": "application/json", "type": "application/vnd.openstack.compute+json;version=2.1"}]);
     Ok(Reply::ok(&json!({"version": view})))
 }
 

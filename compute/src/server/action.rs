@@ -133,7 +133,11 @@ async fn groups(app: &App, call: &Call, name: String, add: bool) -> Result<Reply
         }
         for port in ports.iter().filter(|p| p.port_security) {
             port::change(tx, port.id, |p| {
-                if add { p.groups.insert(group) } else { p.groups.remove(&group) };
+                if add {
+                    p.groups.insert(group)
+                } else {
+                    p.groups.remove(&group)
+                };
             })?;
         }
         Ok(())
@@ -176,7 +180,8 @@ pub async fn remove_fixed_ip(app: App, call: Call) -> Result<Reply> {
     change(&app, &call, move |tx, _, server| {
         let has = |p: &&Arc<Port>| p.fixed.iter().any(|f| f.address == wanted.address);
         let ports = port::of_device(tx, &server.id.to_string());
-        let missing = || Error::invalid(format!("Fixed IP {} not found on instance {}.", wanted.address, server.id));
+        let missing =
+            || Error::invalid(format!("Fixed IP {} not found on instance {}.", wanted.address, server.id));
         let port = ports.iter().find(has).ok_or_else(missing)?;
         port::remove_address(tx, port.id, wanted.address).map(drop)
     })
@@ -188,7 +193,8 @@ pub async fn add_floating_ip(app: App, call: Call) -> Result<Reply> {
     let wanted: Address = call.json_in("addFloatingIp")?;
     change(&app, &call, move |tx, cx, server| {
         let floating = find_floating(tx, cx, wanted.address)?;
-        let fits = |f: &port::Fixed| f.address.is_ipv4() && wanted.fixed_address.is_none_or(|a| a == f.address);
+        let fits =
+            |f: &port::Fixed| f.address.is_ipv4() && wanted.fixed_address.is_none_or(|a| a == f.address);
         let ports = port::of_device(tx, &server.id.to_string());
         let port = ports.iter().find(|p| p.fixed.iter().any(fits));
         let port = port.ok_or_else(|| Error::invalid("No fixed IPs associated to instance"))?;
@@ -206,7 +212,8 @@ pub async fn remove_floating_ip(app: App, call: Call) -> Result<Reply> {
         let floating = find_floating(tx, cx, wanted.address)?;
         let ports = port::of_device(tx, &server.id.to_string());
         if !floating.association.as_ref().is_some_and(|a| ports.iter().any(|p| p.id == a.port)) {
-            let why = format!("Floating IP {} is not associated with instance {}.", wanted.address, server.id);
+            let why =
+                format!("Floating IP {} is not associated with instance {}.", wanted.address, server.id);
             return Err(Error::conflict(why));
         }
         tx.update::<FloatingIp>(&floating.id, |f| f.association = None)?;
@@ -305,7 +312,8 @@ pub async fn addresses(app: App, call: Call) -> Result<Reply> {
 /// GET /servers/{id}/ips/{network}
 pub async fn addresses_of(app: App, call: Call) -> Result<Reply> {
     let (all, name) = (plain_addresses(&app, &call)?, call.param("network"));
-    let list = all.get(name).ok_or_else(|| Error::not_found("Instance is not a member of specified network"))?;
+    let list =
+        all.get(name).ok_or_else(|| Error::not_found("Instance is not a member of specified network"))?;
     Ok(Reply::ok(&json!({name: list})))
 }
 

@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use std::net::IpAddr;
 
 fn shown(port: &Port) -> Value {
-    let fixed: Vec<_> = port.fixed.iter().map(|f| json!({"ip_address": f.address, "subnet_id": f.subnet})).collect();
+    let fixed: Vec<_> =
+        port.fixed.iter().map(|f| json!({"ip_address": f.address, "subnet_id": f.subnet})).collect();
     json!({
         "net_id": port.network, "port_id": port.id, "mac_addr": port.mac, "port_state": port.status(),
         "fixed_ips": fixed,
@@ -96,12 +97,20 @@ fn as_missing(error: Error, what: &str) -> Error {
 }
 
 pub async fn detach(app: App, call: Call) -> Result<Reply> {
-    let (id, cx, wanted, absent) = (id(&call)?, call.cx.clone(), call.param("port_id").to_string(), missing(&call).message().to_string());
+    let (id, cx, wanted, absent) = (
+        id(&call)?,
+        call.cx.clone(),
+        call.param("port_id").to_string(),
+        missing(&call).message().to_string(),
+    );
     call.write(&app.cell, move |tx| {
         let mut server = Server::clone(&*changeable(tx, &cx, id)?);
         life::allowed(&server, "detach_interface", &["active", "stopped", "paused"])?;
         let ports = port::of_device(tx, &server.id.to_string());
-        let port = ports.iter().find(|p| p.id.to_string() == wanted).ok_or_else(|| Error::not_found(absent.clone()))?;
+        let port = ports
+            .iter()
+            .find(|p| p.id.to_string() == wanted)
+            .ok_or_else(|| Error::not_found(absent.clone()))?;
         match server.own_ports.remove(&port.id) {
             true => port::delete(tx, port.id)?,
             false => drop(port::unbind(tx, port.id)?),

@@ -63,8 +63,12 @@ fn decide(of: Seen) -> Status {
         (Power::On, VmState::Running) if !pending => show("ACTIVE", "active", None, 1),
         (Power::On, VmState::Running) if of.hard => show("HARD_REBOOT", "active", Some("rebooting_hard"), 1),
         (Power::On, VmState::Running) => show("REBOOT", "active", Some("rebooting"), 1),
-        (Power::On, VmState::Building | VmState::Stopped) => show("SHUTOFF", "stopped", Some("powering-on"), 4),
-        (Power::Off, VmState::Running | VmState::Building) => show("ACTIVE", "active", Some("powering-off"), 1),
+        (Power::On, VmState::Building | VmState::Stopped) => {
+            show("SHUTOFF", "stopped", Some("powering-on"), 4)
+        }
+        (Power::Off, VmState::Running | VmState::Building) => {
+            show("ACTIVE", "active", Some("powering-off"), 1)
+        }
         (Power::Off, VmState::Stopped) => show("SHUTOFF", "stopped", None, 4),
     }
 }

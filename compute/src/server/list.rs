@@ -24,7 +24,9 @@ fn answer(app: &App, call: &Call, show: fn(&Call, &State, &Server) -> serde_json
     let state = app.cell.read();
     let mut found = of_projects(call, &state)?;
     let times = Times::parse(call)?;
-    found.retain(|s| times.pass(s) && call.query.0.iter().all(|(name, value)| passes(call, &state, s, name, value)));
+    found.retain(|s| {
+        times.pass(s) && call.query.0.iter().all(|(name, value)| passes(call, &state, s, name, value))
+    });
     sort(call, &mut found)?;
     let (page, more) = Page::of(&call.query)?.cut(found, |s| s.id.to_string())?;
     let last = page.last().map(|s| s.id.to_string());
@@ -121,8 +123,20 @@ fn like(text: &str, pattern: &str) -> bool {
 
 /// What Nova sorts by although every server of ours is alike in it.
 const ALIKE: [&str; 14] = [
-    "display_description", "locked", "image_ref", "instance_type_id", "project_id", "user_id", "availability_zone",
-    "launched_at", "launch_index", "root_device_name", "config_drive", "access_ip_v4", "access_ip_v6", "auto_disk_config",
+    "display_description",
+    "locked",
+    "image_ref",
+    "instance_type_id",
+    "project_id",
+    "user_id",
+    "availability_zone",
+    "launched_at",
+    "launch_index",
+    "root_device_name",
+    "config_drive",
+    "access_ip_v4",
+    "access_ip_v6",
+    "auto_disk_config",
 ];
 
 fn sort(call: &Call, found: &mut [Arc<Server>]) -> Result<()> {
@@ -142,7 +156,12 @@ fn sort(call: &Call, found: &mut [Arc<Server>]) -> Result<()> {
             "hostname" => |s| s.hostname.clone(),
             "key_name" => |s| s.key_name.clone().unwrap_or_default(),
             alike if ALIKE.contains(&alike) => continue,
-            other => return Err(bad("sort_key", &format!("'{}' is not one of the sort keys", other.escape_default()))),
+            other => {
+                return Err(bad(
+                    "sort_key",
+                    &format!("'{}' is not one of the sort keys", other.escape_default()),
+                ));
+            }
         };
         found.sort_by(|a, b| if down { by(b).cmp(&by(a)) } else { by(a).cmp(&by(b)) });
     }
@@ -153,7 +172,14 @@ fn sort(call: &Call, found: &mut [Arc<Server>]) -> Result<()> {
 mod tests {
     #[test]
     fn patterns_are_parts_ends_and_wholes() {
-        let cases = [("web", true), ("^web", true), ("-1$", true), ("^web-1$", true), ("^web.*", true), ("^eb", false)];
+        let cases = [
+            ("web", true),
+            ("^web", true),
+            ("-1$", true),
+            ("^web-1$", true),
+            ("^web.*", true),
+            ("^eb", false),
+        ];
         for (pattern, expect) in cases {
             assert_eq!(super::like("web-1", pattern), expect, "{pattern}");
         }

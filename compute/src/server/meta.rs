@@ -100,7 +100,9 @@ async fn retag(
         f(&mut server.tags)?;
         match server.tags.len() <= TAGS_MAX {
             true => Ok(put(tx, server)?.tags.clone()),
-            false => Err(Error::invalid(format!("The number of tags exceeded the per-server limit {TAGS_MAX}"))),
+            false => {
+                Err(Error::invalid(format!("The number of tags exceeded the per-server limit {TAGS_MAX}")))
+            }
         }
     })
     .await
@@ -137,7 +139,11 @@ pub async fn clear_tags(app: App, call: Call) -> Result<Reply> {
 }
 
 fn no_tag(call: &Call) -> Error {
-    Error::not_found(format!("Server {} has no tag '{}'", call.param("id"), call.param("tag").escape_default()))
+    Error::not_found(format!(
+        "Server {} has no tag '{}'",
+        call.param("id"),
+        call.param("tag").escape_default()
+    ))
 }
 
 pub async fn has_tag(app: App, call: Call) -> Result<Reply> {

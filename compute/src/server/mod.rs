@@ -121,7 +121,8 @@ pub struct Fault {
 impl IdKind for Server {}
 
 pub const BY_PROJECT: Index<Server> = Index::many("project", |s, keys| keys.push(s.project.key()));
-pub const BY_HOST: Index<Server> = Index::many("host", |s, keys| keys.extend(s.host.as_ref().map(|h| h.key())));
+pub const BY_HOST: Index<Server> =
+    Index::many("host", |s, keys| keys.extend(s.host.as_ref().map(|h| h.key())));
 
 impl Record for Server {
     const KIND: &'static str = "server";

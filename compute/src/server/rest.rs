@@ -128,7 +128,9 @@ struct WantedNic {
 enum Nics {
     None,
     /// The project's only network; where there is none, it is an error if `required`.
-    Auto { required: bool },
+    Auto {
+        required: bool,
+    },
     These(Vec<WantedNic>),
 }
 
@@ -202,7 +204,9 @@ fn image(new: &NewServer) -> Result<Id<Image>> {
     let local = |d: &BlockDevice| d.source_type == "image" && d.destination_type.as_deref() == Some("local");
     let devices = new.block_device_mapping_v2.as_deref().unwrap_or_default();
     if devices.iter().any(|d| !local(d)) {
-        return Err(Error::invalid("Block Device Mapping is Invalid: volumes are not offered by this cloud."));
+        return Err(Error::invalid(
+            "Block Device Mapping is Invalid: volumes are not offered by this cloud.",
+        ));
     }
     let by_device = devices.iter().find_map(|d| d.uuid.as_deref());
     let named = new.image.as_deref().filter(|i| !i.is_empty()).or(by_device);
@@ -392,7 +396,8 @@ fn template(tx: &mut Tx, cx: &Context, wanted: &Wanted, flavor: Arc<flavor::Flav
 
 /// Finds a place, plugs the NICs, and puts the record: that is the claim.
 fn start(tx: &mut Tx, cx: &Context, wanted: &Wanted, mut server: Server) -> Result<Arc<Server>> {
-    let request = schedule::Request { need: server.need(), zone: server.zone.clone(), host: server.host.take() };
+    let request =
+        schedule::Request { need: server.need(), zone: server.zone.clone(), host: server.host.take() };
     match schedule::choose(tx, &request) {
         Ok(node) => server.host = Some(node.to_string()),
         Err(e) if e.kind() == Kind::NotFound => {
@@ -425,7 +430,9 @@ fn place(state: &State, new: &NewServer) -> Result<(Option<String>, Option<Strin
 fn plug_all(tx: &mut Tx, cx: &Context, server: &mut Server, wanted: &Wanted) -> Result<()> {
     let names = wanted.server.security_groups.as_ref();
     let groups = match names {
-        Some(names) => Some(names.iter().map(|g| find_group(tx, cx, &g.name)).collect::<Result<BTreeSet<_>>>()?),
+        Some(names) => {
+            Some(names.iter().map(|g| find_group(tx, cx, &g.name)).collect::<Result<BTreeSet<_>>>()?)
+        }
         None => None,
     };
     let nics = match &wanted.nics {
@@ -475,7 +482,9 @@ fn plug(
     let network = resource::get::<Network>(tx, cx, id);
     let network = network.map_err(|_| Error::invalid(format!("Network {id} could not be found.")))?;
     if network.external && !cx.sees(network.meta.project) {
-        return Err(Error::forbidden(format!("It is not allowed to create an interface on external network {id}")));
+        return Err(Error::forbidden(format!(
+            "It is not allowed to create an interface on external network {id}"
+        )));
     }
     if tx.by(&network::subnet::BY_NETWORK, network.id).next().is_none() {
         return Err(Error::invalid(format!("Network {id} requires a subnet in order to boot instances on.")));

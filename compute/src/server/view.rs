@@ -180,7 +180,8 @@ pub fn addresses(state: &State, server: &Server) -> Map<String, Value> {
         };
         for fixed in &port.fixed {
             add(fixed.address, "fixed");
-            let leads = |f: &&&Arc<FloatingIp>| f.association.as_ref().is_some_and(|a| a.fixed == fixed.address);
+            let leads =
+                |f: &&&Arc<FloatingIp>| f.association.as_ref().is_some_and(|a| a.fixed == fixed.address);
             floating.iter().filter(leads).for_each(|f| add(f.address, "floating"));
         }
     }
