@@ -5,11 +5,10 @@ use crate::image::Images;
 use crate::link::Link;
 use crate::network::{Keep, Network};
 use crate::observed::Observed;
-use crate::vm::life::{Files, Life, Run};
+use crate::vm;
+use crate::vm::life::{Files, Life};
 use crate::vm::plan::{self, Guest};
 use crate::vm::probe::Acceleration;
-use crate::vm::process;
-use crate::{file, vm};
 use base::node::{Document, Section, SectionKey};
 use base::{Error, Result, pass};
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,13 +17,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
-
-/// How long a killed guest may take to end.
-const KILL_MAX: Duration = Duration::from_secs(10);
 
 /// What all guests of a node share.
 pub struct Host {
@@ -187,7 +182,7 @@ fn vm_key(key: &SectionKey) -> Option<Uuid> {
 }
 
 /// The guests that have a directory.
-fn guests_of(state: &Path) -> Result<BTreeSet<Uuid>> {
+pub fn guests_of(state: &Path) -> Result<BTreeSet<Uuid>> {
     let entries = match fs::read_dir(state.join("vms")) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
         entries => entries?,
@@ -205,41 +200,4 @@ fn used_images(document: &Document, there: &BTreeSet<Uuid>, host: &Host) -> BTre
     });
     let roots = there.iter().filter_map(|id| vm::disk::root(&host.files(*id).qemu()).ok()??.image);
     named.chain(roots).collect()
-}
-
-/// Ends all guests whose files are below `state`, and removes what the kernel kept for them. Disks stay.
-///
-/// Errors: a guest that does not end.
-pub async fn down(state: &Path, cloud: u32) -> Result<()> {
-    let guests = guests_of(state)?;
-    let mut processes = Vec::new();
-    for id in &guests {
-        let run = file::read_json::<Run>(&files(state, *id).run())?;
-        processes.extend(
-            run.filter(|run| process::boot_id().is_ok_and(|boot| boot == run.boot)).map(|run| run.process),
-        );
-    }
-    // Those that were started just before we died, and not written down.
-    processes.extend(process::working_below(&fs::canonicalize(state)?.join("vms")));
-    for process in &processes {
-        process.kill()?;
-    }
-    for process in &processes {
-        if !process.gone(KILL_MAX).await {
-            return Err(Error::unavailable(format!("process {} does not end", process.pid)));
-        }
-    }
-    for id in guests {
-        forget(&files(state, id))?;
-        vm::cgroup::leave(cloud, id).await;
-    }
-    vm::cgroup::remove(cloud);
-    Ok(())
-}
-
-fn forget(files: &Files) -> Result<()> {
-    for name in [vm::machine::MONITOR, "serial", "vnc"] {
-        file::remove(&files.qemu().join(name))?;
-    }
-    file::remove(&files.run())
 }

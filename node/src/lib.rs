@@ -7,6 +7,7 @@
 //! Limits: see `agent`, `vm`, `image`, `metadata`. Deliberately absent: migration, snapshots and volumes.
 
 mod agent;
+mod down;
 mod file;
 mod hello;
 mod host;
@@ -19,7 +20,7 @@ mod observed;
 mod simulated;
 mod vm;
 
-pub use host::down;
+pub use down::{Ending, down};
 pub use link::{ImageBytes, Link};
 pub use simulated::Simulated;
 pub use vm::process::{Process, boot_id};

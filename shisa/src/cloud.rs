@@ -3,7 +3,7 @@
 use crate::cli::Machine;
 use crate::machine;
 use crate::state::{Directory, Ids};
-use api::{Api, Mounted};
+use api::Api;
 use base::node::Hello;
 use base::{Error, Result, pass};
 use fleet::Fleet;
@@ -22,7 +22,8 @@ use uuid::Uuid;
 
 /// The kinds of records of all services, lower rows first.
 fn schema() -> Schema {
-    network::records(fleet::records(identity::records(Schema::default())))
+    let schema = fleet::records(identity::records(Schema::default()));
+    compute::records(storage::records(network::records(schema)))
 }
 
 /// Opens the records of a state directory.
@@ -56,10 +57,17 @@ impl Cloud {
     pub fn new(cell: Cell, directory: &Directory, ids: &Ids, wishes: Wishes) -> Result<Cloud> {
         let state = std::fs::canonicalize(directory.path())?;
         let nodes: Vec<Node> = settings(ids, &state, &wishes).into_iter().map(Node::new).collect();
-        let fleet =
-            Fleet::new(cell.clone(), vec![network::sections::SOURCE], vec![network::sections::observed]);
+        let sources = vec![network::sections::SOURCE, compute::sections::SOURCE];
+        let sinks: Vec<fleet::Sink> = vec![network::sections::observed, compute::sections::observed];
+        let fleet = Fleet::new(cell.clone(), sources, sinks);
         let identity = identity::App::new(cell.clone(), identity::Settings::default());
-        let services = services(&cell, &identity);
+        let compute = compute::App { cell: cell.clone(), fleet: fleet.clone(), console: console(&nodes) };
+        let services = vec![
+            identity::service(identity.clone()),
+            network::service(network::App { cell: cell.clone() }),
+            compute::service(compute.clone()),
+            compute::placement_service(compute),
+        ];
         let api = Api::new(services, identity.tokens.clone(), &wishes.policy, wishes.public_url)?;
         Ok(Cloud { cell, api, fleet, identity, nodes, greeted: watch::channel(0).0 })
     }
@@ -134,8 +142,13 @@ impl Cloud {
     }
 }
 
-fn services(cell: &Cell, identity: &identity::App) -> Vec<Mounted> {
-    vec![identity::service(identity.clone()), network::service(network::App { cell: cell.clone() })]
+/// Consoles are read from the node itself, which is in this process.
+fn console(nodes: &[Node]) -> compute::Console {
+    let nodes: BTreeMap<String, Node> = nodes.iter().map(|n| (n.name().to_string(), n.clone())).collect();
+    Arc::new(move |name, server, lines| {
+        let absent = || Error::unavailable(format!("the node {name} is not up"));
+        nodes.get(name).ok_or_else(absent)?.console(server, lines)
+    })
 }
 
 /// What each node is told.

@@ -5,11 +5,14 @@ use crate::progress::say;
 use crate::state::{Directory, Ids};
 use base::{Error, Result};
 use fabric::Fabric;
+use node::Ending;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 /// The process that is up may take this long to stop by itself; then it is killed.
 const STOP_MAX: Duration = Duration::from_secs(60);
+/// A guest may take this long to power off; then it is killed.
+pub const ASK_MAX: Duration = Duration::from_secs(10);
 const KILL_MAX: Duration = Duration::from_secs(10);
 
 pub async fn run(directory: &Directory, wipe: bool) -> Result<()> {
@@ -28,7 +31,7 @@ pub async fn run(directory: &Directory, wipe: bool) -> Result<()> {
     }
     // Nobody starts it again while we clean up.
     let _held = directory.hold()?;
-    end(directory, &ids).await?;
+    end(directory, &ids, Ending::Ask(ASK_MAX)).await?;
     directory.note_stopped();
     if wipe {
         directory.wipe()?;
@@ -41,7 +44,7 @@ pub async fn run(directory: &Directory, wipe: bool) -> Result<()> {
 }
 
 /// Ends guests and network. Where there are none, as on simulated machines, there is nothing to do.
-pub async fn end(directory: &Directory, ids: &Ids) -> Result<()> {
+pub async fn end(directory: &Directory, ids: &Ids, ending: Ending) -> Result<()> {
     if ids.machine == Machine::Simulated {
         return Ok(());
     }
@@ -49,7 +52,7 @@ pub async fn end(directory: &Directory, ids: &Ids) -> Result<()> {
         return Err(Error::unavailable("servers and their network are ended by root only"));
     }
     for node in directory.nodes() {
-        node::down(&node, ids.cloud).await?;
+        node::down(&node, ids.cloud, ending).await?;
     }
     let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
     Fabric::down(&fabric::Settings { cloud: ids.cloud, node_address: address, uplink: None }).await?;

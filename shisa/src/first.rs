@@ -2,6 +2,7 @@
 
 use crate::clouds::REGION;
 use base::{Context, DomainId, Error, ProjectId, Result, Secret};
+use compute::Flavor;
 use identity::domain::Domain;
 use identity::{Bootstrap, bootstrap};
 use ipnet::{IpNet, Ipv4Net};
@@ -14,6 +15,17 @@ use store::{Cause, Cell, State, Tx};
 
 /// The external network whose gateway address the host holds.
 pub const PUBLIC: &str = "public";
+
+/// Id, name, vCPUs, MiB of memory, GiB of disk. The guest of `make guest` is content with the first.
+const FLAVORS: [(&str, &str, u32, u64, u64); 7] = [
+    ("1", "m1.nano", 1, 128, 1),
+    ("2", "m1.micro", 1, 192, 1),
+    ("3", "m1.tiny", 1, 512, 1),
+    ("4", "m1.small", 1, 2048, 20),
+    ("5", "m1.medium", 2, 4096, 40),
+    ("6", "m1.large", 4, 8192, 80),
+    ("7", "m1.xlarge", 8, 16384, 160),
+];
 
 /// Whether the first start was.
 pub fn done(state: &State) -> bool {
@@ -31,6 +43,9 @@ fn make(tx: &mut Tx, new: &Bootstrap, range: Ipv4Net) -> Result<()> {
         return Ok(());
     }
     bootstrap(tx, new)?;
+    for (id, name, vcpus, ram_mib, disk_gib) in FLAVORS {
+        tx.put(Flavor::simple(id, name, vcpus, ram_mib, disk_gib))?;
+    }
     let project = identity::project::named(tx, DomainId::ZERO, "admin").map(|p| p.id);
     external(tx, project.ok_or_else(|| Error::internal("the bootstrap makes the project admin"))?, range)
 }

@@ -13,6 +13,7 @@ use crate::state::{Directory, Ids};
 use crate::{demo, down, first, image, logging, machine};
 use base::{Error, Result};
 use identity::user::password::hash_now;
+use node::Ending;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -50,7 +51,7 @@ pub async fn run(directory: &Directory, args: &Up, begin: Instant) -> Result<()>
     cell.close();
     if outcome.is_ok() {
         progress.step("stop", "the API has answered what was asked; ending servers and network");
-        down::end(directory, &ids).await?;
+        down::end(directory, &ids, Ending::Ask(down::ASK_MAX)).await?;
         progress.step("stop", "stopped; the next start finds everything");
     }
     directory.note_stopped();

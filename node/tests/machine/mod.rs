@@ -57,7 +57,9 @@ impl Drop for State {
     fn drop(&mut self) {
         let (state, cloud) = (self.path().to_path_buf(), self.1);
         let down = move || {
-            tokio::runtime::Runtime::new().unwrap().block_on(async move { node::down(&state, cloud).await })
+            tokio::runtime::Runtime::new()
+                .unwrap()
+                .block_on(async move { node::down(&state, cloud, node::Ending::Kill).await })
         };
         std::thread::spawn(down).join().unwrap().unwrap();
     }
