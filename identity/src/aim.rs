@@ -78,7 +78,11 @@ pub fn path(app: &App, call: &Call, target: &mut Target) {
                 }
             }
             "credential_id" => credential::aim(&state, text, target),
-            "trust_id" => trust::aim(&state, text, target),
+            "trust_id" => {
+                trust::aim(&state, text, target);
+                // One that is not there counts as the caller's own: the answer is then 404.
+                target.entry("target.trust.trustor_user_id".into()).or_insert(call.cx.user().to_string());
+            }
             _ => {}
         }
     }

@@ -135,7 +135,8 @@ fn holds(line: &Line, filter: &Filter, tree: &BTreeSet<ProjectId>) -> bool {
     actor && target && filter.role.is_none_or(|r| r == grant.role) && (!filter.inherited || inherited)
 }
 
-/// Groups become their members, inherited grants those on the projects, roles also what they imply.
+/// Groups become their members, inherited grants those on the projects, roles also what they imply. Roles of domains
+/// take no effect themselves.
 fn worked_out(state: &State, plain: Line) -> Vec<Line> {
     let members = match plain.grant.actor {
         Actor::User(_) => vec![plain],
@@ -157,7 +158,8 @@ fn worked_out(state: &State, plain: Line) -> Vec<Line> {
             },
         })
     });
-    placed.flat_map(|line| implied(state, line)).collect()
+    let lines = placed.flat_map(|line| implied(state, line));
+    lines.filter(|line| role::get(state, line.grant.role).is_ok_and(|r| r.domain.is_none())).collect()
 }
 
 fn projects(state: &State, grant: &Grant) -> Vec<Target> {

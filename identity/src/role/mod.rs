@@ -121,10 +121,12 @@ pub fn delete(tx: &mut Tx, _cx: &Context, id: RoleId) -> Result<()> {
     Ok(())
 }
 
-/// Errors: `Forbidden` when it would be a circle or `admin` would be implied.
+/// Errors: `Invalid` when it would be a circle, `Forbidden` when `admin` or a domain's role would be implied.
 pub fn imply(tx: &mut Tx, _cx: &Context, prior: RoleId, implied: RoleId) -> Result<()> {
-    get(tx, prior)?;
-    let role = get(tx, implied)?;
+    let (above, role) = (get(tx, prior)?, get(tx, implied)?);
+    if above.domain.is_none() && role.domain.is_some() {
+        return Err(Error::forbidden("A role of the whole cloud cannot imply one of a domain."));
+    }
     if role.domain.is_none() && role.fields.name.as_str() == "admin" {
         return Err(Error::forbidden(format!("The role {implied} cannot be an implied role.")));
     }
