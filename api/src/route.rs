@@ -29,6 +29,8 @@ pub struct Route<A> {
     pub until: Version,
     pub body_max: usize,
     pub streamed: bool,
+    /// A slash at the end of the path is another path, which is not there.
+    pub exact: bool,
     run: Box<dyn Fn(A, Call) -> Answer + Send + Sync>,
     aim: Option<fn(&A, &Call, &mut Target)>,
 }
@@ -65,6 +67,7 @@ impl<A> Route<A> {
             until: v(u16::MAX, u16::MAX),
             body_max: crate::BODY_MAX,
             streamed: false,
+            exact: false,
             run: Box::new(move |app, call| Box::pin(handler(app, call))),
             aim: None,
         }
@@ -83,6 +86,12 @@ impl<A> Route<A> {
     /// The last microversion that has this route.
     pub fn until(mut self, version: Version) -> Route<A> {
         self.until = version;
+        self
+    }
+
+    /// Does not take a slash at the end: `/images/` is the image without an id.
+    pub fn exact(mut self) -> Route<A> {
+        self.exact = true;
         self
     }
 
@@ -145,6 +154,7 @@ impl<A: Clone + Send + Sync + 'static> Service<A> {
                 until: route.until,
                 body_max: route.body_max,
                 streamed: route.streamed,
+                exact: route.exact,
                 run: Arc::new(move |call| run(shared.clone(), call)),
                 aim: aim.map(|aim| {
                     Arc::new(move |call: &Call, target: &mut Target| aim(&aimed, call, target)) as Aim
@@ -166,6 +176,7 @@ pub struct Row {
     pub until: Version,
     pub body_max: usize,
     pub streamed: bool,
+    pub exact: bool,
     pub(crate) run: Run,
     pub(crate) aim: Option<Aim>,
 }

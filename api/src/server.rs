@@ -170,7 +170,8 @@ impl Api {
             None => Version::default(),
         };
         *stamped = Some(version);
-        let rows = service.find(&segments);
+        let mut rows = service.find(&segments);
+        rows.retain(|row| !(row.exact && local.ends_with('/')));
         if rows.is_empty() {
             return Err(Error::not_found("The resource could not be found."));
         }

@@ -320,10 +320,10 @@ fn check_image(tx: &Tx, cx: &Context, id: Id<Image>, flavor: &flavor::Flavor) ->
     if !image.is_active() {
         return Err(Error::invalid(format!("Image {id} is not active.")));
     }
-    if flavor.ram_mib < image.min_ram {
+    if flavor.ram_mib < image.min_ram_mib() {
         return Err(Error::invalid("Flavor's memory is too small for requested image."));
     }
-    let needed = image.min_disk.max(image.size_needed().div_ceil(1 << 30));
+    let needed = image.min_disk_gib().max(image.size_needed().div_ceil(1 << 30));
     match flavor.disk_gib != 0 && flavor.disk_gib < needed {
         true => Err(Error::invalid(format!(
             "Flavor's disk is too small for requested image. Flavor disk is {} GiB, image needs {needed} GiB.",
