@@ -11,6 +11,7 @@ use identity::token::EndedRevocationsForgotten;
 use node::{Link, MachineKind, Node, Settings, Simulated};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use store::cipher::CellKey;
 use store::engine::sqlite::Sqlite;
@@ -28,6 +29,8 @@ fn schema() -> Schema {
 
 /// Opens the records of a state directory.
 pub fn open(directory: &Directory) -> Result<Cell> {
+    // SQLite would make it readable by all.
+    std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(directory.database())?;
     let engine = Sqlite::open(&directory.database())?;
     let key = CellKey::open(&directory.key())?;
     Cell::open(Box::new(engine), schema(), key, Options::default())
