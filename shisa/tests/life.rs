@@ -121,9 +121,9 @@ fn slips_of_the_command_line_are_one_sentence_each() {
     check(&["demo"], 1, "there is no cloud in");
     check(&["env"], 1, "there is no cloud in");
     // Without its programs, or without root, a machine is no node.
-    let bare =
-        shisa().args(["up", "--machine", "qemu", "--state"]).arg(&state).env("PATH", dir.path()).output();
-    let said = refusal(&bare.unwrap(), 1);
+    let mut bare = shisa();
+    bare.args(["up", "--machine", "qemu", "--state"]).arg(&state).env("PATH", dir.path());
+    let said = refusal(&finish(&mut bare), 1);
     assert!(said.starts_with("the machine qemu needs "), "{said}");
     assert!(!state.exists());
 }

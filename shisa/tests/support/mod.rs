@@ -9,8 +9,8 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// A start on a busy machine, the first bcrypt included.
-const UP_MAX: Duration = Duration::from_secs(60);
+/// A start on a busy machine, with a guest's boot under emulation.
+const UP_MAX: Duration = Duration::from_secs(180);
 
 pub fn shisa() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_shisa"));

@@ -1,0 +1,70 @@
+# make up       a whole cloud with a demo server, in the foreground
+# make test     every test that does not need hours
+# make gate     format, lints, tests: what a change must pass, cheapest first
+# See each target's line below. UP, SUITE and PROFILE take words: make up UP='--uplink eth0'
+
+SHELL := /bin/bash
+export PATH := $(PATH):/usr/sbin:/sbin
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# The folder of a profile's binaries; `dev` is built soonest and shares all with the tests.
+PROFILE ?= dev
+SHISA = $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/shisa
+STATE ?= .shisa
+# A test is ended by its own limits; nextest adds one over all and runs tests of different files at once.
+TEST := $(if $(shell command -v cargo-nextest),cargo nextest run,cargo test)
+
+# What must be there, each with the Debian package that brings it.
+PROGRAMS := cc:gcc qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils nft:nftables ip:iproute2 \
+  ssh:openssh-client ping:iputils-ping python3:python3 cpio:cpio zstd:zstd mke2fs:e2fsprogs unshare:util-linux
+
+.PHONY: help deps cargo build up down guest clients test gate bench conformance clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
+
+deps: cargo ## installs the Debian packages that are missing, and no others
+	@missing=(); \
+	for p in $(PROGRAMS); do command -v "$${p%:*}" >/dev/null || missing+=("$${p#*:}"); done; \
+	[ -e /usr/include/stdio.h ] || missing+=(libc6-dev); \
+	python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv); \
+	[ $${#missing[@]} = 0 ] && exit 0; \
+	[ "$$(id -u)" = 0 ] || { echo "make deps: missing packages, and only root installs them: $${missing[*]}" >&2; exit 1; }; \
+	echo "installing $${missing[*]}"; export DEBIAN_FRONTEND=noninteractive; \
+	apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null 2>&1 || \
+	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null; }
+
+cargo:
+	@command -v cargo >/dev/null || { echo "make: there is no cargo: install Rust 1.95 or newer with rustup" >&2; exit 1; }
+
+build: deps ## builds the binary
+	cargo build --profile $(PROFILE) -p shisa
+
+guest: deps ## builds the small guest image
+	guest/build
+
+up: build guest ## starts the cloud, makes the demo, waits until its server answers by SSH; Ctrl-C stops it
+	@$(SHISA) up --state $(STATE) --image guest/out/guest.qcow2 --demo $(UP)
+
+down: ## ends everything of the cloud, also after a crash; records stay (make down WIPE=--wipe: they do not)
+	@$(SHISA) down --state $(STATE) $(WIPE)
+
+clients: deps ## makes .venv with the openstack client
+	conformance/clients
+
+test: deps guest clients ## every test that does not need hours
+	$(TEST) --workspace
+
+gate: deps ## format, lints, tests: cheapest first
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	$(MAKE) test
+
+bench: deps ## the figures beside their budgets
+	cargo bench --workspace
+
+conformance: build ## OpenStack's own tests against the cloud that is up: make conformance SUITE=identity
+	conformance/run $(or $(SUITE),identity)
+
+clean: ## removes what was built; the cloud's state stays
+	cargo clean
+	rm -rf guest/out guest/cache .venv
