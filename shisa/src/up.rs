@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use store::Cell;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -193,14 +193,19 @@ fn policy(path: &Path) -> Result<BTreeMap<String, String>> {
     })
 }
 
-/// Becomes true with Ctrl-C or SIGTERM; a second one ends the process at once.
+/// One wish to stop may come as several signals: from the terminal, and from whoever started us.
+const SAME_SIGNAL: Duration = Duration::from_secs(1);
+
+/// Becomes true with Ctrl-C or SIGTERM; a later second one ends the process at once.
 fn stop_signals() -> Result<watch::Receiver<bool>> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(async move {
+        let mut first: Option<Instant> = None;
         loop {
             tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-            if stop.send_replace(true) {
+            stop.send_replace(true);
+            if first.get_or_insert_with(Instant::now).elapsed() > SAME_SIGNAL {
                 eprintln!("shisa: ended at once; `shisa down` ends what is left");
                 std::process::exit(130);
             }
