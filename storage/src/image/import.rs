@@ -7,6 +7,7 @@ use super::rest::{aim, cx, id};
 use super::view::STORE;
 use super::{Image, Step, data, get, step};
 use crate::App;
+use api::page::Page;
 use api::{Call, Reply, Route};
 use base::{Error, Id, IdKind, ProjectId, Result, Timestamp, UserId};
 use serde::{Deserialize, Serialize};
@@ -69,6 +70,9 @@ pub fn routes() -> Vec<Route<App>> {
     vec![
         api::post("/v2/images/{image_id}/import", "modify_image", import).target(aim),
         api::get("/v2/images/{image_id}/tasks", "get_task", tasks).target(aim),
+        api::get("/v2/tasks", "tasks_api_access", all_tasks),
+        api::post("/v2/tasks", "tasks_api_access", no_task),
+        api::get("/v2/tasks/{task_id}", "tasks_api_access", one_task),
         api::get("/v2/info/import", "get_images", methods),
         api::get("/v2/info/stores", "get_images", stores),
     ]
@@ -185,19 +189,46 @@ fn take(settings: &crate::Settings, image: &Image, max: u64) -> Result<Step> {
     Ok(Step::Saved(super::Content { size, virtual_size, md5, sha512 }))
 }
 
+fn view(task: &Task) -> Value {
+    json!({
+        "id": task.id, "type": "api_image_import", "status": task.status, "owner": task.owner,
+        "image_id": task.image, "user_id": task.user, "request_id": task.request, "input": task.input,
+        "message": task.message, "result": null,
+        "created_at": task.created_at.zulu(), "updated_at": task.updated_at.zulu(),
+        "expires_at": task.updated_at.plus_secs(TOLD_S).zulu(),
+        "self": format!("/v2/tasks/{}", task.id), "schema": "/v2/schemas/task",
+    })
+}
+
 async fn tasks(app: App, call: Call) -> Result<Reply> {
     let state = app.cell.read();
     let image = get(&state, &cx(&call), id(&call)?)?;
-    let view = |task: &Task| {
-        json!({
-            "id": task.id, "type": "api_image_import", "status": task.status, "owner": task.owner,
-            "image_id": task.image, "user_id": task.user, "request_id": task.request, "input": task.input,
-            "message": task.message, "result": null,
-            "created_at": task.created_at.zulu(), "updated_at": task.updated_at.zulu(),
-            "expires_at": task.updated_at.plus_secs(TOLD_S).zulu(),
-            "self": format!("/v2/tasks/{}", task.id), "schema": "/v2/schemas/task",
-        })
-    };
     let tasks: Vec<Value> = state.by(&OF_IMAGE, image.id).map(|t| view(t)).collect();
     Ok(Reply::ok(&json!({"tasks": tasks})))
+}
+
+async fn all_tasks(app: App, call: Call) -> Result<Reply> {
+    let state = app.cell.read();
+    let (tasks, more) = Page::of(&call.query)?.cut(state.all::<Task>(), |t| t.id.to_string())?;
+    let mut body = json!({"first": "/v2/tasks", "schema": "/v2/schemas/tasks"});
+    if let Some(last) = tasks.last().filter(|_| more) {
+        body["next"] = api::page::next(&call, &last.id.to_string())[call.base.len()..].into();
+    }
+    body["tasks"] = tasks.iter().map(|t| view(t)).collect();
+    Ok(Reply::ok(&body))
+}
+
+async fn one_task(app: App, call: Call) -> Result<Reply> {
+    let state = app.cell.read();
+    let id: Id<Task> = call.id("task_id", "Task")?;
+    let task =
+        state.get::<Task>(&id).ok_or_else(|| Error::not_found(format!("No task found with ID {id}")))?;
+    Ok(Reply::ok(&view(task)))
+}
+
+/// Tasks are made by the import of an image only: their other kind fetches from any address.
+async fn no_task(_: App, _: Call) -> Result<Reply> {
+    Err(Error::invalid(
+        "Images are not imported from other addresses; stage the bytes of an image and import that.",
+    ))
 }
