@@ -4,7 +4,6 @@
 
 use super::files::{self, path, staged};
 use super::rest::{aim, cx, id};
-use super::view::STORE;
 use super::{Image, Step, data, get, step};
 use crate::App;
 use api::page::Page;
@@ -83,8 +82,9 @@ async fn methods(_: App, _: Call) -> Result<Reply> {
     Ok(Reply::ok(&json!({"import-methods": methods})))
 }
 
+/// As Glance answers where there is one store: clients then ask no image for its stores.
 async fn stores(_: App, _: Call) -> Result<Reply> {
-    Ok(Reply::ok(&json!({"stores": [{"id": STORE, "default": "true"}]})))
+    Err(Error::not_found("Multi backend is not supported at this site."))
 }
 
 /// Errors: `Invalid` for a method or store that is not offered.
@@ -93,9 +93,8 @@ fn asked(body: &Value) -> Result<()> {
     if !METHODS.contains(&method) {
         return Err(Error::invalid(format!("Unknown import method name '{}'.", method.escape_default())));
     }
-    let stores = body["stores"].as_array().into_iter().flatten();
-    match stores.filter_map(Value::as_str).any(|s| s != STORE) {
-        true => Err(Error::invalid("There is no such store.")),
+    match body["stores"].as_array().is_some_and(|s| !s.is_empty()) {
+        true => Err(Error::invalid("There are no stores to choose from.")),
         false => Ok(()),
     }
 }
@@ -176,7 +175,7 @@ fn take(settings: &crate::Settings, image: &Image, max: u64) -> Result<Step> {
     if size > max {
         return Err(Error::too_large(format!("The image is larger than the {max} bytes that it may have.")));
     }
-    let virtual_size = match data::format_of(image) {
+    let virtual_size = match image.fields.disk_format {
         Some(format) => files::look(&mut file, format, size)?,
         None => size,
     };
