@@ -175,7 +175,12 @@ impl Api {
         if rows.is_empty() {
             return Err(Error::not_found("The resource could not be found."));
         }
-        let mut rows: Vec<&Row> = of_method(&rows, &parts.method)?;
+        let mut rows: Vec<&Row> =
+            of_method(&rows, &parts.method).map_err(|e| match local.ends_with('/') {
+                // An id that a client left empty.
+                true => Error::not_found("The resource could not be found."),
+                false => e,
+            })?;
         rows.retain(|row| row.since <= version && version <= row.until);
         let first = *rows.first().ok_or_else(|| Error::not_found("The resource could not be found."))?;
         let who = self.who(first, &parts.headers)?;

@@ -1,7 +1,7 @@
 //! Flavors: sizes that servers come in. Their id is a word that an operator may choose.
 
 use crate::App;
-use crate::text::{Name, links, page_links};
+use crate::text::{Flag, Name, links, page_links};
 use api::page::Page;
 use api::{Call, Reply, v};
 use base::{Context, Error, ProjectId, Result};
@@ -149,7 +149,10 @@ fn sort(call: &Call, found: &mut [&Arc<Flavor>]) -> Result<()> {
         "vcpus" => found.sort_by_key(|f| f.vcpus),
         "root_gb" | "disk" => found.sort_by_key(|f| f.disk_gib),
         other => {
-            return Err(Error::invalid(format!("Sort key supplied is not valid: {}", other.escape_default())));
+            return Err(Error::invalid(format!(
+                "Sort key supplied is not valid: {}",
+                other.escape_default()
+            )));
         }
     }
     if down {
@@ -179,7 +182,7 @@ struct NewFlavor {
     #[serde(default)]
     rxtx_factor: Option<Value>,
     #[serde(rename = "os-flavor-access:is_public", default)]
-    public: Option<bool>,
+    public: Option<Flag>,
     #[serde(default)]
     description: Option<String>,
 }
@@ -253,7 +256,7 @@ fn parse(new: &NewFlavor) -> Result<Flavor> {
         swap_mib: optional("swap", &new.swap)?,
         rxtx_factor: factor
             .ok_or_else(|| Error::invalid("Invalid input for field/attribute rxtx_factor."))?,
-        public: new.public.unwrap_or(true),
+        public: new.public.is_none_or(|f| f.0),
         extra_specs: BTreeMap::new(),
         access: BTreeSet::new(),
     })

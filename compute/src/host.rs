@@ -232,13 +232,12 @@ fn usage(state: &State, node: &Node) -> Usage {
 }
 
 /// In `uptime`'s words, as Nova hands them on.
-fn uptime(node: &Node) -> Option<String> {
-    if node.hello.booted == 0 {
-        return None;
-    }
-    let seconds = (Timestamp::wall().secs() - node.hello.booted).max(0);
+fn uptime(node: &Node) -> String {
+    // A simulated machine boots when it joins.
+    let booted = if node.hello.booted == 0 { node.created.secs() } else { node.hello.booted };
+    let seconds = (Timestamp::wall().secs() - booted).max(0);
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
-    Some(format!("up {days} days, {hours:2}:{minutes:02}"))
+    format!("up {days} days, {hours:2}:{minutes:02}")
 }
 
 fn find(state: &State, call: &Call) -> Result<Arc<Node>> {
@@ -259,6 +258,32 @@ pub async fn hypervisor(app: App, call: Call) -> Result<Reply> {
     let node = find(&state, &call)?;
     let servers = call.query.flag("with_servers")?.unwrap_or(false);
     Ok(Reply::ok(&json!({"hypervisor": hypervisor_view(&app, &call, &state, &node, true, servers)})))
+}
+
+/// GET /os-hypervisors/{pattern}/search and /servers, until 2.52
+pub async fn search(app: App, call: Call) -> Result<Reply> {
+    let (state, pattern) = (app.cell.read(), call.param("id"));
+    let mut nodes: Vec<&Arc<Node>> = state.all::<Node>().filter(|n| n.hello.name.contains(pattern)).collect();
+    nodes.sort_by_key(|n| n.number);
+    if nodes.is_empty() {
+        return Err(Error::not_found(format!(
+            "No hypervisor matching '{}' could be found.",
+            pattern.escape_default()
+        )));
+    }
+    let servers = call.path.ends_with("/servers");
+    let one = |node: &&Arc<Node>| {
+        let mut view = hypervisor_view(&app, &call, &state, node, false, false);
+        if servers {
+            view["servers"] = json!(servers_on(&state, node));
+        }
+        view
+    };
+    Ok(Reply::ok(&json!({"hypervisors": nodes.iter().map(one).collect::<Vec<_>>()})))
+}
+
+fn servers_on(state: &State, node: &Node) -> Vec<Value> {
+    state.by(&BY_HOST, node.hello.name.as_str()).map(|s| json!({"uuid": s.id, "name": s.name})).collect()
 }
 
 /// GET /os-hypervisors/{id}/uptime, until 2.87

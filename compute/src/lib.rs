@@ -207,6 +207,7 @@ fn other_routes() -> Vec<Route<App>> {
     let hypervisors = "os_compute_api:os-hypervisors:list";
     vec![
         get("/", OPEN, version::root),
+        get("/v2", OPEN, version::old),
         get("/v2.1", OPEN, version::show),
         get("/v2.1/extensions", "os_compute_api:extensions", version::extensions),
         get("/v2.1/flavors", "os_compute_api:flavors", flavor::list),
@@ -252,6 +253,8 @@ fn other_routes() -> Vec<Route<App>> {
         get("/v2.1/os-hypervisors/detail", hypervisors, host::hypervisors_detail),
         get("/v2.1/os-hypervisors/statistics", hypervisors, host::statistics).until(v(2, 87)),
         get("/v2.1/os-hypervisors/{id}", hypervisors, host::hypervisor),
+        get("/v2.1/os-hypervisors/{id}/search", hypervisors, host::search).until(v(2, 52)),
+        get("/v2.1/os-hypervisors/{id}/servers", hypervisors, host::search).until(v(2, 52)),
         get("/v2.1/os-hypervisors/{id}/uptime", hypervisors, host::hypervisor_uptime).until(v(2, 87)),
         get(GROUPS, see, proxy::list).until(v(2, 35)),
         post(GROUPS, write, proxy::create).until(v(2, 35)),

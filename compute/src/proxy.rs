@@ -68,7 +68,7 @@ pub async fn show(app: App, call: Call) -> Result<Reply> {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Group {
-    name: crate::text::Name,
+    name: String,
     description: String,
 }
 
@@ -78,7 +78,7 @@ pub async fn create(app: App, call: Call) -> Result<Reply> {
     let view = call
         .write(&app.cell, move |tx| {
             let body = api::call::from_value(
-                json!({"name": group.name.0, "description": group.description}),
+                json!({"name": group.name, "description": group.description}),
                 "security_group",
             )?;
             let group = SecurityGroup::create(tx, &cx, cx.project(), &body)?;
@@ -95,7 +95,7 @@ pub async fn update(app: App, call: Call) -> Result<Reply> {
         .write(&app.cell, move |tx| {
             let old = resource::own::<SecurityGroup>(tx, &cx, id)?;
             let body = api::call::from_value(
-                json!({"name": group.name.0, "description": group.description}),
+                json!({"name": group.name, "description": group.description}),
                 "security_group",
             )?;
             let group =

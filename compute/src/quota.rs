@@ -17,13 +17,12 @@ fn word(resource: &Resource) -> &'static str {
 fn gone(version: Version) -> &'static [(&'static str, i64)] {
     const FILES: [(&str, i64); 3] =
         [("injected_files", 5), ("injected_file_content_bytes", 10_240), ("injected_file_path_bytes", 255)];
-    const ALL: [(&str, i64); 8] = [
+    const ALL: [(&str, i64); 7] = [
         FILES[0],
         FILES[1],
         FILES[2],
         ("fixed_ips", -1),
         ("floating_ips", -1),
-        ("networks", -1),
         ("security_groups", -1),
         ("security_group_rules", -1),
     ];

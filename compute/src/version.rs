@@ -15,23 +15,34 @@ fn v21(call: &Call) -> Value {
     })
 }
 
-pub async fn root(_: App, call: Call) -> Result<Reply> {
-    let old = json!({
+fn v20(call: &Call) -> Value {
+    json!({
         "id": "v2.0", "status": "DEPRECATED", "version": "", "min_version": "", "updated": "2011-01-21T11:33:21Z",
         "links": [{"rel": "self", "href": format!("{}/v2/", call.base)}],
-    });
-    Ok(Reply::ok(&json!({"versions": [old, v21(&call)]})))
+    })
+}
+
+pub async fn root(_: App, call: Call) -> Result<Reply> {
+    Ok(Reply::ok(&json!({"versions": [v20(&call), v21(&call)]})))
 }
 
 pub async fn show(_: App, call: Call) -> Result<Reply> {
-    let mut view = v21(&call);
+    Ok(described(v21(&call)))
+}
+
+/// GET /v2/: only its document is there.
+pub async fn old(_: App, call: Call) -> Result<Reply> {
+    Ok(described(v20(&call)))
+}
+
+fn described(mut view: Value) -> Reply {
     let described = json!({"rel": "describedby", "type": "text/html", "href": "https://docs.openstack.org/api-ref/compute/"});
     if let Some(links) = view["links"].as_array_mut() {
         links.push(described);
     }
     view["media-types"] =
         json!([{"base": "application/json", "type": "application/vnd.openstack.compute+json;version=2.1"}]);
-    Ok(Reply::ok(&json!({"version": view})))
+    Reply::ok(&json!({"version": view}))
 }
 
 /// GET /extensions: there have been none since microversions came.

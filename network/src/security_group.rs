@@ -283,7 +283,7 @@ impl Resource for SecurityGroupRule {
             "security_group_id": self.group, "direction": self.direction,
             "ethertype": if self.v6 { "IPv6" } else { "IPv4" }, "protocol": self.protocol,
             "port_range_min": self.min, "port_range_max": self.max, "remote_ip_prefix": cidr,
-            "remote_group_id": group, "remote_address_group_id": null, "normalized_cidr": cidr,
+            "remote_group_id": group, "remote_address_group_id": null, "normalized_cidr": cidr.map(|c| c.trunc()),
             "belongs_to_default_sg": false,
         });
         view.extend(shown.as_object().cloned().unwrap_or_default());
@@ -328,10 +328,18 @@ impl Resource for SecurityGroupRule {
     }
 }
 
+/// Without the host bits that its owner may have written.
+fn normal(remote: &Remote) -> Remote {
+    match remote {
+        Remote::Cidr(net) => Remote::Cidr(net.trunc()),
+        Remote::Any | Remote::Group(_) => remote.clone(),
+    }
+}
+
 fn same_rule(a: &SecurityGroupRule, b: &SecurityGroupRule) -> bool {
     let number = |r: &SecurityGroupRule| r.protocol.as_deref().and_then(|p| protocol_number(p, r.v6));
     (a.direction, a.v6, number(a), a.min, a.max) == (b.direction, b.v6, number(b), b.min, b.max)
-        && a.remote == b.remote
+        && normal(&a.remote) == normal(&b.remote)
 }
 
 fn parse_rule(
@@ -485,7 +493,7 @@ fn remote(tx: &Tx, cx: &Context, body: &RuleBody, v6: bool) -> Result<Remote> {
                 ))
             })?;
             match net.addr().is_ipv6() == v6 {
-                true => Ok(Remote::Cidr(net.trunc())),
+                true => Ok(Remote::Cidr(net)),
                 false => Err(Error::invalid("Conflicting value ethertype for CIDR.")
                     .named("SecurityGroupRuleParameterConflict")),
             }
@@ -513,7 +521,7 @@ fn node_rule(rule: &SecurityGroupRule) -> node::Rule {
         max: rule.max,
         remote: match rule.remote {
             Remote::Any => node::Remote::Any,
-            Remote::Cidr(net) => node::Remote::Cidr(net),
+            Remote::Cidr(net) => node::Remote::Cidr(net.trunc()),
             Remote::Group(id) => node::Remote::Group(id.uuid()),
         },
     }

@@ -5,13 +5,18 @@ use crate::machine;
 use crate::state::{Directory, Ids};
 use api::Api;
 use base::node::Hello;
-use base::{Error, Result, pass};
+use base::pass::{self, Pass};
+use base::{Error, Id, Result};
 use fleet::Fleet;
 use identity::token::EndedRevocationsForgotten;
-use node::{Link, MachineKind, Node, Settings, Simulated};
+use node::{ImageBytes, Link, MachineKind, Node, Settings, Simulated};
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 use std::sync::Arc;
+use storage::image::files::{LostUploadsReset, UnownedFilesRemoved};
 use store::cipher::CellKey;
 use store::engine::sqlite::Sqlite;
 use store::{Cell, Options, Schema};
@@ -28,6 +33,8 @@ fn schema() -> Schema {
 
 /// Opens the records of a state directory.
 pub fn open(directory: &Directory) -> Result<Cell> {
+    // SQLite would make it readable by all.
+    std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(directory.database())?;
     let engine = Sqlite::open(&directory.database())?;
     let key = CellKey::open(&directory.key())?;
     Cell::open(Box::new(engine), schema(), key, Options::default())
@@ -47,6 +54,7 @@ pub struct Cloud {
     api: Arc<Api>,
     fleet: Fleet,
     identity: identity::App,
+    storage: storage::App,
     nodes: Vec<Node>,
     /// How many nodes have said what they are.
     greeted: watch::Sender<usize>,
@@ -61,15 +69,17 @@ impl Cloud {
         let sinks: Vec<fleet::Sink> = vec![network::sections::observed, compute::sections::observed];
         let fleet = Fleet::new(cell.clone(), sources, sinks);
         let identity = identity::App::new(cell.clone(), identity::Settings::default());
+        let storage = storage::App::new(cell.clone(), storage::Settings::new(state.join("storage")));
         let compute = compute::App { cell: cell.clone(), fleet: fleet.clone(), console: console(&nodes) };
         let services = vec![
             identity::service(identity.clone()),
             network::service(network::App { cell: cell.clone() }),
+            storage::service(storage.clone()),
             compute::service(compute.clone()),
             compute::placement_service(compute),
         ];
         let api = Api::new(services, identity.tokens.clone(), &wishes.policy, wishes.public_url)?;
-        Ok(Cloud { cell, api, fleet, identity, nodes, greeted: watch::channel(0).0 })
+        Ok(Cloud { cell, api, fleet, identity, storage, nodes, greeted: watch::channel(0).0 })
     }
 
     /// The loops that keep things true, for as long as the set lives.
@@ -77,11 +87,10 @@ impl Cloud {
         let mut loops = JoinSet::new();
         let fleet = self.fleet.clone();
         loops.spawn(async move { fleet.follow().await });
-        let forget = EndedRevocationsForgotten {
-            cell: self.cell.clone(),
-            grace_s: self.identity.settings.allow_expired_s,
-        };
-        loops.spawn(async move { pass::run(forget, &Notify::new()).await });
+        let grace_s = self.identity.settings.allow_expired_s;
+        keep(&mut loops, EndedRevocationsForgotten { cell: self.cell.clone(), grace_s });
+        keep(&mut loops, LostUploadsReset { app: self.storage.clone() });
+        keep(&mut loops, UnownedFilesRemoved { app: self.storage.clone() });
         loops
     }
 
@@ -112,7 +121,7 @@ impl Cloud {
     fn link(&self, name: &str) -> Link {
         let (greeting, telling, reporting) = (self.fleet.clone(), self.fleet.clone(), self.fleet.clone());
         let (name, greeted): (Arc<str>, _) = (name.into(), self.greeted.clone());
-        let reporter = name.clone();
+        let (reporter, images) = (name.clone(), self.storage.settings.clone());
         Link::new(
             move |hello: Hello| {
                 let (fleet, greeted) = (greeting.clone(), greeted.clone());
@@ -130,7 +139,10 @@ impl Cloud {
                 let (fleet, name) = (reporting.clone(), reporter.clone());
                 async move { fleet.report(&name, report).await }
             },
-            |id| async move { Err(Error::not_found(format!("there is no image {id}"))) },
+            move |id| {
+                let file = storage::image::files::path(&images, Id::from_uuid(id));
+                async move { image_bytes(file).await }
+            },
         )
     }
 
@@ -140,6 +152,18 @@ impl Cloud {
         // The sender is ours, so it does not end before us.
         let _ = self.greeted.subscribe().wait_for(|n| *n >= all).await;
     }
+}
+
+fn keep(loops: &mut JoinSet<()>, pass: impl Pass + 'static) {
+    loops.spawn(async move { pass::run(pass, &Notify::new()).await });
+}
+
+async fn image_bytes(file: PathBuf) -> Result<ImageBytes> {
+    let file = tokio::fs::File::open(&file).await.map_err(|e| match e.kind() {
+        ErrorKind::NotFound => Error::not_found("the image has no bytes").because(e),
+        _ => Error::unavailable("the image cannot be read").because(e),
+    })?;
+    Ok(Box::pin(file))
 }
 
 /// Consoles are read from the node itself, which is in this process.

@@ -4,7 +4,7 @@ use crate::cli::Machine;
 use crate::progress::say;
 use crate::state::{Directory, Ids};
 use base::{Error, Result};
-use fabric::Fabric;
+use fabric::{Fabric, Removed};
 use node::Ending;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use std::time::Duration;
 const STOP_MAX: Duration = Duration::from_secs(60);
 /// A guest may take this long to power off; then it is killed.
 pub const ASK_MAX: Duration = Duration::from_secs(10);
+const LOOKS_MAX: usize = 4;
 const KILL_MAX: Duration = Duration::from_secs(10);
 
 pub async fn run(directory: &Directory, wipe: bool) -> Result<()> {
@@ -55,6 +56,12 @@ pub async fn end(directory: &Directory, ids: &Ids, ending: Ending) -> Result<()>
         node::down(&node, ids.cloud, ending).await?;
     }
     let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    Fabric::down(&fabric::Settings { cloud: ids.cloud, node_address: address, uplink: None }).await?;
+    let settings = fabric::Settings { cloud: ids.cloud, node_address: address, uplink: None };
+    // A step that was cut off may have made something while the first look was taken.
+    for _ in 0..LOOKS_MAX {
+        if Fabric::down(&settings).await? == Removed::default() {
+            break;
+        }
+    }
     Ok(())
 }

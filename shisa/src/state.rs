@@ -6,7 +6,7 @@
 //! process      who that is, and where it listens
 //! state.db     records; cell.key opens their secrets
 //! clouds.yaml  for the clients; demo.key logs in to the demo server
-//! images/      bytes of images
+//! storage/     bytes of images
 //! nodes/NAME/  what a node keeps: disks, consoles, its ledger
 //! log, log.1
 //! ```
@@ -38,7 +38,7 @@ const OURS: [&str; 14] = [
     "clouds.yaml",
     "demo.key",
     "demo.key.pub",
-    "images",
+    "storage",
     "nodes",
     "log",
     "log.1",
@@ -100,10 +100,6 @@ impl Directory {
 
     pub fn demo_key(&self) -> PathBuf {
         self.path.join("demo.key")
-    }
-
-    pub fn images(&self) -> PathBuf {
-        self.path.join("images")
     }
 
     pub fn node(&self, name: &str) -> PathBuf {

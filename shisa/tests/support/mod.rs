@@ -1,0 +1,154 @@
+//! The binary as a child process, and a client that is none of ours.
+
+#![allow(dead_code, clippy::unwrap_used)]
+
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// A start on a busy machine, the first bcrypt included.
+const UP_MAX: Duration = Duration::from_secs(60);
+
+pub fn shisa() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_shisa"));
+    command.stdin(Stdio::null());
+    command
+}
+
+/// Runs a command to its end.
+pub fn run(state: &Path, words: &[&str]) -> Output {
+    finish(shisa().args(words).arg("--state").arg(state))
+}
+
+/// Runs to the end, which comes in time or is made.
+pub fn finish(command: &mut Command) -> Output {
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = child.id().to_string();
+    let (done, ended) = std::sync::mpsc::channel::<()>();
+    let guard = std::thread::spawn(move || {
+        if ended.recv_timeout(UP_MAX).is_err() {
+            let _ = Command::new("kill").args(["-KILL", &pid]).status();
+        }
+    });
+    let output = child.wait_with_output().unwrap();
+    let _ = done.send(());
+    guard.join().unwrap();
+    output
+}
+
+/// The one line on stderr of a command that failed with this code.
+pub fn refusal(output: &Output, code: i32) -> String {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    text.trim_end().strip_prefix("shisa: ").unwrap().to_string()
+}
+
+/// A cloud that is up; killed with the test.
+pub struct Cloud {
+    child: Child,
+    pub address: String,
+    /// What it has said so far.
+    pub said: Vec<String>,
+    out: BufReader<std::process::ChildStdout>,
+}
+
+impl Drop for Cloud {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Cloud {
+    /// On simulated nodes and a free port.
+    pub fn up(state: &Path) -> Cloud {
+        Cloud::up_with(state, &["--machine", "simulated"])
+    }
+
+    pub fn up_with(state: &Path, words: &[&str]) -> Cloud {
+        let mut command = shisa();
+        command.args(["up", "--listen", "127.0.0.1:0"]).args(words).arg("--state").arg(state);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        let mut cloud = Cloud { child, address: String::new(), said: Vec::new(), out };
+        cloud.until(" up ");
+        let api = cloud.said.iter().find(|line| line.contains(" api ")).unwrap();
+        cloud.address = api.split_whitespace().last().unwrap().into();
+        cloud
+    }
+
+    /// Reads on until a line has this.
+    pub fn until(&mut self, word: &str) -> &str {
+        let begin = Instant::now();
+        loop {
+            let mut line = String::new();
+            let n = self.out.read_line(&mut line).unwrap();
+            assert!(n > 0 && begin.elapsed() < UP_MAX, "no '{word}' in:\n{}", self.said.join(""));
+            self.said.push(line);
+            if self.said.last().unwrap().contains(word) {
+                return self.said.last().unwrap();
+            }
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// As a crash would.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// As Ctrl-C would; the rest of what it said.
+    pub fn stop(mut self) -> String {
+        self.signal("INT");
+        let mut rest = String::new();
+        self.out.read_to_string(&mut rest).unwrap();
+        assert!(self.child.wait().unwrap().success(), "{rest}");
+        rest
+    }
+
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status();
+        assert!(status.unwrap().success());
+    }
+
+    /// One request; status, token in the answer's head, answer.
+    pub fn call(&self, method: &str, path: &str, token: &str, body: Value) -> (u16, String, Value) {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let authority = self.address.strip_prefix("http://").unwrap();
+        let mut socket = TcpStream::connect(authority).unwrap();
+        write!(
+            socket,
+            "{method} {path} HTTP/1.1\r\nhost: {authority}\r\nx-auth-token: {token}\r\ncontent-length: {}\r\n\
+             content-type: application/json\r\nconnection: close\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let token = head.lines().find_map(|l| l.strip_prefix("x-subject-token: ")).unwrap_or_default();
+        (status, token.to_string(), serde_json::from_str(body).unwrap_or(Value::Null))
+    }
+
+    /// The administrator's token, by the password in `clouds.yaml`.
+    pub fn token(&self, state: &Path) -> String {
+        let yaml = std::fs::read_to_string(state.join("clouds.yaml")).unwrap();
+        let password = yaml.lines().find_map(|line| line.trim().strip_prefix("password: ")).unwrap();
+        let user = json!({"name": "admin", "domain": {"id": "default"}, "password": password});
+        let scope = json!({"project": {"name": "admin", "domain": {"id": "default"}}});
+        let identity = json!({"methods": ["password"], "password": {"user": user}});
+        let body = json!({"auth": {"identity": identity, "scope": scope}});
+        let (status, token, answer) = self.call("POST", "/identity/v3/auth/tokens", "", body);
+        assert_eq!(status, 201, "{answer}");
+        token
+    }
+}
