@@ -101,6 +101,24 @@ pub fn fixed(patch: &mut Map, key: &str, now: &Value) -> Result<()> {
     }
 }
 
+/// Errors: `Forbidden` when the option `immutable` is on. The option itself may always be changed.
+pub fn may_change(options: &Map, what: &str, id: impl fmt::Display) -> Result<()> {
+    match options.get("immutable") {
+        Some(Value::Bool(true)) => Err(Error::forbidden(format!(
+            "Cannot change immutable {what} {id}: set its option immutable to false first."
+        ))),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// As `may_change`, for a patch: one that sets the option passes.
+pub fn may_patch(options: &Map, patch: &Map, what: &str, id: impl fmt::Display) -> Result<()> {
+    match patch.get("options").and_then(|o| o.get("immutable")) {
+        Some(_) => Ok(()),
+        None => may_change(options, what, id),
+    }
+}
+
 pub fn missing(what: &str, id: impl fmt::Display) -> Error {
     Error::not_found(format!("Could not find {what}: {id}."))
 }

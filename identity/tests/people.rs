@@ -171,3 +171,19 @@ async fn the_first_start_again_changes_nothing() {
     again.await.unwrap();
     assert_eq!(cloud.cell.read().revision(), before);
 }
+
+#[tokio::test]
+async fn what_is_immutable_stays_until_it_is_not() {
+    let cloud = Cloud::identity().await;
+    let lock = |on: bool| json!({"immutable": on});
+    for (kind, path) in [("project", "/projects"), ("domain", "/domains"), ("role", "/roles")] {
+        let id = made(&cloud, kind, path, json!({"name": "locked", "options": lock(true)})).await;
+        let path = format!("{path}/{id}");
+        let rename = json!({kind: {"name": "other"}});
+        assert_eq!(call(&cloud, "PATCH", &path, rename.clone()).await.0, 403, "{kind}");
+        assert_eq!(call(&cloud, "DELETE", &path, Value::Null).await.0, 403, "{kind}");
+        let (status, shown) = call(&cloud, "PATCH", &path, json!({kind: {"options": lock(false)}})).await;
+        assert_eq!((status, &shown[kind]["options"]), (200, &lock(false)));
+        assert_eq!(call(&cloud, "PATCH", &path, rename).await.0, 200, "{kind}");
+    }
+}

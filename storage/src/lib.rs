@@ -5,6 +5,7 @@
 //! Limits: `IMAGE_BYTES_MAX` for an image unless the settings say less, `TAGS_MAX`, `PROPERTIES_MAX`, `MEMBERS_MAX`.
 
 pub mod image;
+pub mod metadef;
 
 use api::Mounted;
 use std::path::PathBuf;
@@ -44,7 +45,7 @@ impl App {
 
 /// The kinds of records that this service keeps.
 pub fn records(schema: Schema) -> Schema {
-    image::records(schema)
+    image::records(schema).record::<metadef::Namespace>()
 }
 
 /// Images under `/image`.

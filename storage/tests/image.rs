@@ -356,3 +356,32 @@ async fn loops_reset_lost_uploads_and_remove_unowned_files() {
     UnownedFilesRemoved { app: images.app.clone() }.pass().await.unwrap();
     assert!(kept.exists() && !unowned.exists());
 }
+
+#[tokio::test]
+async fn metadata_definitions_are_kept_with_their_namespace() {
+    let images = Images::new().await;
+    let (admin, one) = (images.cloud.admin.clone(), images.cloud.member("one").await);
+    let new = json!({"namespace": "A::B", "visibility": "private", "protected": true,
+        "objects": [{"name": "o", "properties": {"p": {"title": "P", "type": "string"}}}],
+        "properties": {"q": {"title": "Q", "type": "integer"}},
+        "resource_type_associations": [{"name": "OS::Nova::Flavor", "prefix": "hw:"}]});
+    let all = "/v2/metadefs/namespaces";
+    let path = "/v2/metadefs/namespaces/A::B";
+    assert_eq!(images.ask(&one, "POST", all, new.clone()).await.0, 403);
+    assert_eq!(images.ask(&admin, "POST", all, new.clone()).await.0, 201);
+    assert_eq!(images.ask(&admin, "POST", all, new.clone()).await.0, 409);
+    assert_eq!(images.ask(&one, "GET", path, Value::Null).await.0, 404);
+    let (_, shown) = images.ask(&admin, "GET", path, Value::Null).await;
+    assert_eq!(shown["properties"]["q"], json!({"title": "Q", "type": "integer"}));
+    assert_eq!((&shown["objects"][0]["name"], &shown["protected"]), (&json!("o"), &json!(true)));
+    assert_eq!(images.ask(&admin, "DELETE", path, Value::Null).await.0, 403);
+    let open = json!({"namespace": "A::B", "visibility": "public", "protected": false});
+    assert_eq!(images.ask(&admin, "PUT", path, open).await.0, 200);
+    let (status, q) = images.ask(&one, "GET", &format!("{path}/properties/q"), Value::Null).await;
+    assert_eq!((status, &q["name"]), (200, &json!("q")));
+    let renamed = json!({"name": "r", "title": "R", "type": "integer"});
+    assert_eq!(images.ask(&admin, "PUT", &format!("{path}/properties/q"), renamed).await.0, 200);
+    assert_eq!(images.ask(&admin, "DELETE", &format!("{path}/properties/q"), Value::Null).await.0, 404);
+    assert_eq!(images.ask(&admin, "DELETE", path, Value::Null).await.0, 204);
+    assert_eq!(images.ask(&admin, "GET", path, Value::Null).await.0, 404);
+}

@@ -6,7 +6,7 @@ pub mod config;
 pub mod rest;
 
 use crate::project::{self, Project};
-use crate::wire::{Map, Name, missing, or_default, yes};
+use crate::wire::{Map, Name, may_change, missing, or_default, yes};
 use crate::{group, role, user};
 use base::{Context, DomainId, Error, ProjectId, Result};
 use serde::{Deserialize, Serialize};
@@ -95,7 +95,9 @@ fn keep(tx: &mut Tx, domain: Domain) -> Result<Arc<Domain>> {
 ///
 /// Errors: `Forbidden` while it is enabled.
 pub fn delete(tx: &mut Tx, cx: &Context, id: DomainId) -> Result<()> {
-    if get(tx, id)?.fields.enabled {
+    let fields = &get(tx, id)?.fields;
+    may_change(&fields.options, "domain", id)?;
+    if fields.enabled {
         return Err(Error::forbidden("Cannot delete a domain that is enabled, please disable it first."));
     }
     let projects: Vec<_> = tx.by(&project::BY_DOMAIN, id).map(|p| p.id).collect();

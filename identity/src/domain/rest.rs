@@ -48,7 +48,9 @@ async fn change(app: App, call: Call) -> Result<Reply> {
     fixed(&mut patch, "id", &id.to_string().into())?;
     let cx = call.cx.clone();
     let domain = call.write(&app.cell, move |tx| {
-        let new = merged(&get(tx, id)?.fields, patch.clone(), "domain")?;
+        let old = &get(tx, id)?.fields;
+        wire::may_patch(&old.options, &patch, "domain", id)?;
+        let new = merged(old, patch.clone(), "domain")?;
         update(tx, &cx, id, new)
     });
     let domain = domain.await?;

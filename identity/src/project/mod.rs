@@ -8,7 +8,7 @@ pub mod tags;
 use crate::assignment::{self, Target};
 use crate::domain::{self, Domain};
 use crate::unified_limit::{self, Holder};
-use crate::wire::{Map, Name, missing, or_default, yes};
+use crate::wire::{Map, Name, may_change, missing, or_default, yes};
 use base::{Context, DomainId, Error, ProjectId, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -189,7 +189,7 @@ fn keep(tx: &mut Tx, mut project: Project) -> Result<Arc<Project>> {
 ///
 /// Errors: `Forbidden` when there are projects under it.
 pub fn delete(tx: &mut Tx, _cx: &Context, id: ProjectId) -> Result<()> {
-    get(tx, id)?;
+    may_change(&get(tx, id)?.fields.options, "project", id)?;
     if tx.by(&BY_PARENT, id).next().is_some() {
         return Err(Error::forbidden("Cannot delete a project with projects under it."));
     }

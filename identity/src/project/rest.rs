@@ -134,6 +134,7 @@ async fn change(app: App, call: Call) -> Result<Reply> {
     let made = call.write(&app.cell, move |tx| {
         let old = get(tx, id)?;
         let (mut patch, now) = (patch.clone(), view(old));
+        wire::may_patch(&old.fields.options, &patch, "project", id)?;
         if patch.remove("parent_id").is_some_and(|p| p != now["parent_id"]) {
             return Err(Error::forbidden("The parent of a project cannot be changed."));
         }

@@ -6,7 +6,7 @@ pub mod rest;
 
 use crate::assignment;
 use crate::domain::Domain;
-use crate::wire::{Map, Name, missing};
+use crate::wire::{Map, Name, may_change, missing};
 use base::{Context, DomainId, Error, Result, RoleId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -101,19 +101,9 @@ fn keep(tx: &mut Tx, role: Role) -> Result<Arc<Role>> {
     })
 }
 
-/// Errors: `Forbidden` when the role's option `immutable` is on.
-pub fn may_change(role: &Role) -> Result<()> {
-    match role.fields.options.get("immutable") {
-        Some(serde_json::Value::Bool(true)) => {
-            Err(Error::forbidden(format!("The role {} is immutable.", role.id)))
-        }
-        Some(_) | None => Ok(()),
-    }
-}
-
 /// Deletes a role with its grants and inferences.
 pub fn delete(tx: &mut Tx, _cx: &Context, id: RoleId) -> Result<()> {
-    may_change(get(tx, id)?)?;
+    may_change(&get(tx, id)?.fields.options, "role", id)?;
     assignment::forget_role(tx, id);
     let rules: Vec<_> = tx.by(&BY_PRIOR, id).chain(tx.by(&BY_IMPLIED, id)).map(|i| i.key()).collect();
     rules.iter().for_each(|r| drop(tx.delete::<Inference>(r)));

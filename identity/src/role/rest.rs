@@ -58,9 +58,7 @@ async fn change(app: App, call: Call) -> Result<Reply> {
     let role = call.write(&app.cell, move |tx| {
         let old = get(tx, id)?;
         let (mut patch, now) = (patch.clone(), view(old));
-        if !patch.contains_key("options") {
-            super::may_change(old)?;
-        }
+        wire::may_patch(&old.fields.options, &patch, "role", id)?;
         ["id", "domain_id"].iter().try_for_each(|key| fixed(&mut patch, key, &now[*key]))?;
         let new = merged(&old.fields, patch, "role")?;
         update(tx, &cx, id, new)

@@ -2,7 +2,7 @@
 
 use super::files::{self, path, staged};
 use super::rest::{aim, cx, id};
-use super::{Content, DiskFormat, Image, Status, Step, get, room, step};
+use super::{Content, Image, Status, Step, get, room, step};
 use crate::App;
 use api::reply::ByteStream;
 use api::{Call, Reply, Route};
@@ -168,11 +168,6 @@ fn range(text: &str, size: u64) -> Result<Option<Range<u64>>> {
             Err(Error::new(Kind::Range, format!("The range is outside of the {size} bytes of the image.")))
         }
     }
-}
-
-/// What a file must be, given its record: the import looks at staged bytes with it.
-pub(super) fn format_of(image: &Image) -> Option<DiskFormat> {
-    image.fields.disk_format
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@
 
 use super::files::{self, path, staged};
 use super::rest::{aim, cx, id};
-use super::view::STORE;
 use super::{Image, Step, data, get, step};
 use crate::App;
+use api::page::Page;
 use api::{Call, Reply, Route};
 use base::{Error, Id, IdKind, ProjectId, Result, Timestamp, UserId};
 use serde::{Deserialize, Serialize};
@@ -69,6 +69,9 @@ pub fn routes() -> Vec<Route<App>> {
     vec![
         api::post("/v2/images/{image_id}/import", "modify_image", import).target(aim),
         api::get("/v2/images/{image_id}/tasks", "get_task", tasks).target(aim),
+        api::get("/v2/tasks", "tasks_api_access", all_tasks),
+        api::post("/v2/tasks", "tasks_api_access", no_task),
+        api::get("/v2/tasks/{task_id}", "tasks_api_access", one_task),
         api::get("/v2/info/import", "get_images", methods),
         api::get("/v2/info/stores", "get_images", stores),
     ]
@@ -79,8 +82,9 @@ async fn methods(_: App, _: Call) -> Result<Reply> {
     Ok(Reply::ok(&json!({"import-methods": methods})))
 }
 
+/// As Glance answers where there is one store: clients then ask no image for its stores.
 async fn stores(_: App, _: Call) -> Result<Reply> {
-    Ok(Reply::ok(&json!({"stores": [{"id": STORE, "default": "true"}]})))
+    Err(Error::not_found("Multi backend is not supported at this site."))
 }
 
 /// Errors: `Invalid` for a method or store that is not offered.
@@ -89,9 +93,8 @@ fn asked(body: &Value) -> Result<()> {
     if !METHODS.contains(&method) {
         return Err(Error::invalid(format!("Unknown import method name '{}'.", method.escape_default())));
     }
-    let stores = body["stores"].as_array().into_iter().flatten();
-    match stores.filter_map(Value::as_str).any(|s| s != STORE) {
-        true => Err(Error::invalid("There is no such store.")),
+    match body["stores"].as_array().is_some_and(|s| !s.is_empty()) {
+        true => Err(Error::invalid("There are no stores to choose from.")),
         false => Ok(()),
     }
 }
@@ -172,7 +175,7 @@ fn take(settings: &crate::Settings, image: &Image, max: u64) -> Result<Step> {
     if size > max {
         return Err(Error::too_large(format!("The image is larger than the {max} bytes that it may have.")));
     }
-    let virtual_size = match data::format_of(image) {
+    let virtual_size = match image.fields.disk_format {
         Some(format) => files::look(&mut file, format, size)?,
         None => size,
     };
@@ -185,19 +188,46 @@ fn take(settings: &crate::Settings, image: &Image, max: u64) -> Result<Step> {
     Ok(Step::Saved(super::Content { size, virtual_size, md5, sha512 }))
 }
 
+fn view(task: &Task) -> Value {
+    json!({
+        "id": task.id, "type": "api_image_import", "status": task.status, "owner": task.owner,
+        "image_id": task.image, "user_id": task.user, "request_id": task.request, "input": task.input,
+        "message": task.message, "result": null,
+        "created_at": task.created_at.zulu(), "updated_at": task.updated_at.zulu(),
+        "expires_at": task.updated_at.plus_secs(TOLD_S).zulu(),
+        "self": format!("/v2/tasks/{}", task.id), "schema": "/v2/schemas/task",
+    })
+}
+
 async fn tasks(app: App, call: Call) -> Result<Reply> {
     let state = app.cell.read();
     let image = get(&state, &cx(&call), id(&call)?)?;
-    let view = |task: &Task| {
-        json!({
-            "id": task.id, "type": "api_image_import", "status": task.status, "owner": task.owner,
-            "image_id": task.image, "user_id": task.user, "request_id": task.request, "input": task.input,
-            "message": task.message, "result": null,
-            "created_at": task.created_at.zulu(), "updated_at": task.updated_at.zulu(),
-            "expires_at": task.updated_at.plus_secs(TOLD_S).zulu(),
-            "self": format!("/v2/tasks/{}", task.id), "schema": "/v2/schemas/task",
-        })
-    };
     let tasks: Vec<Value> = state.by(&OF_IMAGE, image.id).map(|t| view(t)).collect();
     Ok(Reply::ok(&json!({"tasks": tasks})))
+}
+
+async fn all_tasks(app: App, call: Call) -> Result<Reply> {
+    let state = app.cell.read();
+    let (tasks, more) = Page::of(&call.query)?.cut(state.all::<Task>(), |t| t.id.to_string())?;
+    let mut body = json!({"first": "/v2/tasks", "schema": "/v2/schemas/tasks"});
+    if let Some(last) = tasks.last().filter(|_| more) {
+        body["next"] = api::page::next(&call, &last.id.to_string())[call.base.len()..].into();
+    }
+    body["tasks"] = tasks.iter().map(|t| view(t)).collect();
+    Ok(Reply::ok(&body))
+}
+
+async fn one_task(app: App, call: Call) -> Result<Reply> {
+    let state = app.cell.read();
+    let id: Id<Task> = call.id("task_id", "Task")?;
+    let task =
+        state.get::<Task>(&id).ok_or_else(|| Error::not_found(format!("No task found with ID {id}")))?;
+    Ok(Reply::ok(&view(task)))
+}
+
+/// Tasks are made by the import of an image only: their other kind fetches from any address.
+async fn no_task(_: App, _: Call) -> Result<Reply> {
+    Err(Error::invalid(
+        "Images are not imported from other addresses; stage the bytes of an image and import that.",
+    ))
 }

@@ -40,25 +40,22 @@ pub async fn list(app: App, call: Call) -> Result<Reply> {
     let (images, more) = page.cut(images, |(image, _)| image.id.to_string())?;
     let next = images.last().filter(|_| more).map(|(image, _)| next(&call, image.id));
     let views: Vec<Value> = images.into_iter().map(|(_, view)| view).collect();
-    let mut body = json!({"images": views, "schema": "/v2/schemas/images", "first": path(&call, None)});
+    let mut body = json!({"images": views, "schema": "/v2/schemas/images", "first": first(&call)});
     if let Some(next) = next {
         body["next"] = next.into();
     }
     Ok(Reply::ok(&body))
 }
 
+/// The list from `last` on, as a path.
 fn next(call: &Call, last: Id<Image>) -> String {
-    path(call, Some(last))
+    api::page::next(call, &last.to_string())[call.base.len()..].to_string()
 }
 
-/// This list from its start or from a marker, as a path.
-fn path(call: &Call, marker: Option<Id<Image>>) -> String {
-    let mut call_next = api::page::next(call, &marker.map(|m| m.to_string()).unwrap_or_default());
-    call_next.replace_range(..call.base.len(), "");
-    match marker {
-        Some(_) => call_next,
-        None => call_next.trim_end_matches("marker=").trim_end_matches(['&', '?']).to_string(),
-    }
+/// The list from its start, as a path.
+fn first(call: &Call) -> String {
+    let marked = api::page::next(call, "");
+    marked[call.base.len()..].trim_end_matches("marker=").trim_end_matches(['&', '?']).to_string()
 }
 
 /// The images that the caller may list, by id.

@@ -242,7 +242,7 @@ pub(crate) fn service() -> Service<App> {
         microversions: None,
         project_in_path: false,
         request_id_header: None,
-        rules: &[rules::RULES],
+        rules: &[rules::RULES, crate::metadef::rest::RULES],
         routes: [
             discovery::routes(),
             rest::routes(),
@@ -250,6 +250,7 @@ pub(crate) fn service() -> Service<App> {
             import::routes(),
             member::routes(),
             schema::routes(),
+            crate::metadef::rest::routes(),
         ]
         .into_iter()
         .flatten()

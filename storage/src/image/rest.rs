@@ -1,6 +1,6 @@
 //! `/v2/images`: create, list, show, update, delete, tags, deactivate and reactivate.
 
-use super::view::{STORE, import_methods, view};
+use super::view::{import_methods, view};
 use super::{Image, ImageFields, Step, Visibility, create, delete, get, list, member, patch, step, update};
 use crate::App;
 use api::{Call, Reply, Route, Target};
@@ -86,8 +86,7 @@ async fn post(app: App, call: Call) -> Result<Reply> {
         call.write(&app.cell, move |tx| create(tx, &cx, new.id, new.owner, new.fields.clone())).await?;
     Ok(Reply::json(StatusCode::CREATED, &view(&image))
         .header("location", format!("{}/v2/images/{}", call.base, image.id))
-        .header("openstack-image-import-methods", import_methods())
-        .header("openstack-image-store-ids", STORE))
+        .header("openstack-image-import-methods", import_methods()))
 }
 
 async fn show(app: App, call: Call) -> Result<Reply> {

@@ -32,4 +32,5 @@ pub const RULES: &[Rule] = rules! {
     "deactivate" MEMBER,
     "reactivate" MEMBER,
     "get_task" READER,
+    "tasks_api_access" ADMIN,
 };

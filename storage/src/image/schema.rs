@@ -1,8 +1,8 @@
 //! JSON schemas of what the API shows: `/v2/schemas/image` and its like.
 
 use crate::App;
-use api::{Reply, Route};
-use base::Result;
+use api::{Call, Reply, Route};
+use base::{Error, Result};
 use serde_json::{Value, json};
 
 pub fn routes() -> Vec<Route<App>> {
@@ -11,6 +11,7 @@ pub fn routes() -> Vec<Route<App>> {
         api::get("/v2/schemas/images", "get_images", |_, _| shown(list("images", image()))),
         api::get("/v2/schemas/member", "get_images", |_, _| shown(member())),
         api::get("/v2/schemas/members", "get_images", |_, _| shown(list("members", member()))),
+        api::get("/v2/schemas/metadefs/{kind}", "get_images", metadef),
     ]
 }
 
@@ -87,6 +88,89 @@ fn member() -> Value {
             "schema": text(""),
         },
     })
+}
+
+/// The schemas of metadata definitions: one of a kind, or the list of them.
+async fn metadef(_: App, call: Call) -> Result<Reply> {
+    let (name, one) = match call.param("kind") {
+        "namespace" | "namespaces" => ("namespaces", namespace()),
+        "object" | "objects" => ("objects", object()),
+        "property" | "properties" => ("properties", property()),
+        "tag" | "tags" => ("tags", tag()),
+        "resource_type" | "resource_types" => ("resource_type_associations", resource_type()),
+        other => return Err(Error::not_found(format!("There is no schema of {}.", other.escape_default()))),
+    };
+    let many = call.param("kind").ends_with('s');
+    shown(if many { list(name, one) } else { one }).await
+}
+
+fn namespace() -> Value {
+    json!({"name": "namespace", "required": ["namespace"], "properties": {
+        "namespace": {"type": "string", "maxLength": 80},
+        "display_name": {"type": "string", "maxLength": 80},
+        "description": text("Provides a user friendly description of the namespace."),
+        "visibility": {"type": "string", "enum": ["public", "private"]},
+        "protected": {"type": "boolean"},
+        "owner": text("Owner of the namespace."),
+        "created_at": ours(text("Date and time of namespace creation")),
+        "updated_at": ours(text("Date and time of the last namespace modification")),
+        "self": text(""),
+        "schema": text(""),
+        "properties": {"type": "object"},
+        "objects": {"type": "array", "items": object()},
+        "tags": {"type": "array", "items": tag()},
+        "resource_type_associations": {"type": "array", "items": resource_type()},
+    }})
+}
+
+fn object() -> Value {
+    json!({"name": "object", "required": ["name"], "properties": {
+        "name": {"type": "string", "maxLength": 80},
+        "description": text(""),
+        "required": {"type": "array", "items": {"type": "string"}},
+        "properties": {"type": "object"},
+        "self": text(""),
+        "schema": text(""),
+        "created_at": ours(text("Date and time of object creation")),
+        "updated_at": ours(text("Date and time of the last object modification")),
+    }})
+}
+
+fn property() -> Value {
+    json!({"name": "property", "required": ["type", "title", "name"], "additionalProperties": false, "properties": {
+        "name": {"type": "string", "maxLength": 80},
+        "title": text(""),
+        "description": text(""),
+        "type": {"type": "string", "enum": ["array", "boolean", "integer", "number", "object", "string", null]},
+        "operators": {"type": "array", "items": {"type": "string"}},
+        "enum": {"type": "array"},
+        "default": {},
+        "minimum": {"type": "number"},
+        "maximum": {"type": "number"},
+        "minLength": {"type": "integer"},
+        "maxLength": {"type": "integer"},
+        "pattern": {"type": "string", "format": "regex"},
+        "items": {"type": "object"},
+        "readonly": {"type": "boolean"},
+    }})
+}
+
+fn tag() -> Value {
+    json!({"name": "tag", "required": ["name"], "properties": {
+        "name": {"type": "string", "maxLength": 80},
+        "created_at": ours(text("Date and time of tag creation")),
+        "updated_at": ours(text("Date and time of the last tag modification")),
+    }})
+}
+
+fn resource_type() -> Value {
+    json!({"name": "resource_type_association", "required": ["name"], "properties": {
+        "name": {"type": "string", "maxLength": 80},
+        "prefix": {"type": "string", "maxLength": 80},
+        "properties_target": {"type": "string", "maxLength": 80},
+        "created_at": ours(text("Date and time of resource type association")),
+        "updated_at": ours(text("Date and time of the last resource type association modification")),
+    }})
 }
 
 fn list(name: &str, one: Value) -> Value {

@@ -4,9 +4,6 @@ use super::Image;
 use crate::image::import;
 use serde_json::{Map, Value, json};
 
-/// The store that images are in.
-pub const STORE: &str = "file";
-
 pub fn view(image: &Image) -> Value {
     let fields = &image.fields;
     let content = image.content.as_ref();
@@ -40,9 +37,6 @@ pub fn view(image: &Image) -> Value {
     });
     if let Value::Object(declared) = declared {
         view.extend(declared);
-    }
-    if image.content.is_some() {
-        view.insert("stores".into(), STORE.into());
     }
     Value::Object(view)
 }
