@@ -2,7 +2,7 @@
 
 use crate::drive::{self, Message, Steps};
 use crate::engine::{Engine, Head};
-use crate::lane::{Job, Lane};
+use crate::lane::{Job, Lane, unknown};
 use crate::lease::{Lease, monotonic};
 use crate::log::{Cause, Revision};
 use crate::record::Schema;
@@ -156,7 +156,8 @@ impl Cell {
     /// Runs a transaction and answers when what it changed, and what it could have read, is durable.
     ///
     /// `f` may run more than once from the same state; only the last run counts.
-    /// Errors: what `f` says; `Unavailable` when the lane is full or has stopped; `Internal` when `f` panics.
+    /// Errors: what `f` says; `Unavailable` when the lane is full or has stopped, or the outcome is unknown; `Internal`
+    /// when `f` panics.
     pub async fn write<T, F>(&self, cause: Cause, f: F) -> Result<T>
     where
         T: Send + 'static,
@@ -170,7 +171,7 @@ impl Cell {
         let job = Job::new(cause, f, answer);
         let gone = || Error::unavailable("The control plane is stopping; try again in a moment.");
         self.inner.lane.send(Message::Job(job)).map_err(|_| gone())?;
-        answered.await.map_err(|_| gone())?
+        answered.await.map_err(|_| unknown())?
     }
 
     /// Watches the log from just after `after`.

@@ -66,6 +66,8 @@ struct InFlight {
     batch: Arc<Batch>,
     answers: Vec<(Answer, Result<Boxed>)>,
     state: State,
+    /// It was appended before, with an unknown outcome.
+    again: bool,
 }
 
 pub(crate) struct Lane {
@@ -261,15 +263,18 @@ impl Lane {
         let previous = entries[0].0.revision - 1;
         let batch = Arc::new(Batch { id, epoch: self.working.epoch, previous, entries });
         self.outbox = Some(batch.clone());
-        self.in_flight = Some(InFlight { batch, answers, state: self.working.clone() });
+        self.in_flight = Some(InFlight { batch, answers, state: self.working.clone(), again: false });
     }
 
     /// An append that was sent at `sent` has ended.
     pub fn appended(&mut self, sent: Duration, outcome: Append) {
-        let Some(flight) = self.in_flight.take() else { return };
+        let Some(mut flight) = self.in_flight.take() else { return };
         match outcome {
             Append::Done => {
-                self.lease.confirmed(sent);
+                // A batch that was there already has moved nothing that a candidate could see.
+                if !flight.again {
+                    self.lease.confirmed(sent);
+                }
                 let entries = flight.batch.entries.iter().map(|(entry, _)| entry.clone()).collect();
                 self.published.publish(flight.state, entries);
                 flight.answers.into_iter().for_each(|(answer, result)| answer(result));
@@ -277,6 +282,7 @@ impl Lane {
             Append::Unknown(why) => {
                 tracing::warn!("an append has an unknown outcome, it is tried again: {why}");
                 self.outbox = Some(flight.batch.clone());
+                flight.again = true;
                 self.in_flight = Some(flight);
                 self.tick();
             }
@@ -331,9 +337,13 @@ impl Lane {
     fn give_up_waiting(&mut self) {
         let flying = self.in_flight.as_mut().map(|f| std::mem::take(&mut f.answers)).unwrap_or_default();
         for (answer, _) in flying.into_iter().chain(std::mem::take(&mut self.open.answers)) {
-            answer(Err(Error::unavailable("The outcome is unknown; look before you try again.")));
+            answer(Err(unknown()));
         }
     }
+}
+
+pub(crate) fn unknown() -> Error {
+    Error::unavailable("The outcome is unknown; look before you try again.")
 }
 
 fn lapsed() -> Error {

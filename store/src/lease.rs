@@ -19,7 +19,7 @@ use std::time::Duration;
 pub const LEASE_MS: u64 = 600;
 /// The owner stops answering this long before its lease ends.
 pub const MARGIN_MS: u64 = 100;
-/// An idle owner renews this often; an append renews too.
+/// An idle owner renews this often; an append that is done at the first try renews too.
 pub const RENEW_MS: u64 = 150;
 
 const NO_END: u64 = u64::MAX;
@@ -68,7 +68,7 @@ fn end(sent: Duration) -> u64 {
     (sent + Duration::from_millis(LEASE_MS - MARGIN_MS)).as_micros() as u64
 }
 
-/// What shows that an owner lives: it changes with each renewal and each append.
+/// What shows that an owner lives: it changes with each renewal and each append, so nothing else confirms a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sign {
     pub epoch: u64,

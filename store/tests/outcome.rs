@@ -191,6 +191,8 @@ fn nobody_waits_longer_than_the_lease_and_a_confirmation_brings_it_back() {
     // The wire is whole again: the batch went through once, and the lane goes on from it.
     faults.lock().unwrap().clear();
     assert!(steps.append() && steps.appended());
+    assert!(cell.owns().is_err(), "a batch that was there already shows a candidate no life");
+    steps.renew();
     assert!(cell.owns().is_ok());
     assert_eq!((cell.read().revision(), cell.read().count::<Note>()), (1, 1));
     let mut two = Asked::write(&cell, "two");
