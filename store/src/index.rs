@@ -2,10 +2,66 @@
 
 use base::Id;
 use base::units::Mac;
+use std::cmp::Ordering;
 use std::net::IpAddr;
+use std::ops::Deref;
+use std::sync::Arc;
 
 /// Order-preserving bytes of one or more values.
-pub type IndexKey = Box<[u8]>;
+///
+/// Most are short and stand in place: a changed node of an index copies its neighbours, which must not allocate.
+#[derive(Clone)]
+pub struct IndexKey(Bytes);
+
+const SHORT_MAX: usize = 30;
+
+#[derive(Clone)]
+enum Bytes {
+    Short(u8, [u8; SHORT_MAX]),
+    Long(Arc<[u8]>),
+}
+
+impl From<&[u8]> for IndexKey {
+    fn from(bytes: &[u8]) -> IndexKey {
+        if bytes.len() > SHORT_MAX {
+            return IndexKey(Bytes::Long(bytes.into()));
+        }
+        let mut short = [0; SHORT_MAX];
+        short[..bytes.len()].copy_from_slice(bytes);
+        IndexKey(Bytes::Short(bytes.len() as u8, short))
+    }
+}
+
+impl Deref for IndexKey {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            Bytes::Short(len, bytes) => &bytes[..usize::from(*len)],
+            Bytes::Long(bytes) => bytes,
+        }
+    }
+}
+
+impl PartialEq for IndexKey {
+    fn eq(&self, other: &IndexKey) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for IndexKey {}
+
+impl PartialOrd for IndexKey {
+    fn partial_cmp(&self, other: &IndexKey) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for IndexKey {
+    fn cmp(&self, other: &IndexKey) -> Ordering {
+        (**self).cmp(other)
+    }
+}
 
 /// A secondary index of `R`, declared as a constant beside the record.
 pub struct Index<R> {
@@ -30,9 +86,9 @@ pub trait IndexPart {
     fn put(&self, out: &mut Vec<u8>);
 
     fn key(&self) -> IndexKey {
-        let mut out = Vec::with_capacity(24);
+        let mut out = Vec::with_capacity(SHORT_MAX);
         self.put(&mut out);
-        out.into_boxed_slice()
+        out.as_slice().into()
     }
 }
 

@@ -1,31 +1,29 @@
-//! The lane: one thread that runs transactions in order, and one that makes their batches durable.
+//! The lane: the one writer of a cell, as a state machine without threads or IO; `drive` moves it.
 //!
 //! There is no timer. What arrives while a batch is being made durable is the next batch, and runs meanwhile on the
-//! unpublished state. Every answer, errors too, waits for the batches it could have read. A batch that the engine
-//! refuses ends the lane: this process no longer owns the cell.
+//! unpublished state. Every answer, errors too, waits for the batches it could have read.
+//!
+//! A batch ends as done, refused or unknown. Unknown: the same batch is appended again, and the engine's guard lets it
+//! through once. If the lease ends first, those who wait hear that the outcome is unknown; the batch goes on, since
+//! only the engine can say what became of it. Refused, or an engine that lost what was answered, ends the lane: this
+//! process no longer owns the cell.
 
-use crate::engine::{Append, Batch, Engine};
-use crate::log::{Cause, Change, Entry};
+use crate::engine::{Append, Batch};
+use crate::lease::Lease;
+use crate::log::{Cause, Change, Encoded, Entry};
 use crate::record::{Derived, Schema};
 use crate::state::State;
 use crate::tx::Tx;
 use crate::watch::Published;
 use crate::{BATCH_MAX, Options, TX_BYTES_MAX, TX_RECORDS_MAX};
 use base::secret::{Cipher, with_cipher};
-use base::{Error, Result};
+use base::{Error, Result, Timestamp};
 use sha2::{Digest, Sha256};
 use std::any::Any;
-use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
-use std::thread::JoinHandle;
-
-pub(crate) enum Message {
-    Job(Job),
-    Appended(Append),
-    Close,
-}
+use std::time::Duration;
 
 type Boxed = Box<dyn Any + Send>;
 type Run = Box<dyn Fn(&mut Tx) -> Result<Boxed> + Send>;
@@ -59,117 +57,92 @@ impl Job {
 /// Transactions that become durable together, and who waits for them.
 #[derive(Default)]
 struct Open {
-    entries: Vec<Arc<Entry>>,
-    bodies: Vec<Vec<u8>>,
+    entries: Vec<(Arc<Entry>, Encoded)>,
     answers: Vec<(Answer, Result<Boxed>)>,
-    state: Option<State>,
 }
 
-struct Lane {
+/// What the engine has or has not.
+struct InFlight {
+    batch: Arc<Batch>,
+    answers: Vec<(Answer, Result<Boxed>)>,
+    state: State,
+    /// It was appended before, with an unknown outcome.
+    again: bool,
+}
+
+pub(crate) struct Lane {
+    pub options: Options,
+    pub lease: Arc<Lease>,
     schema: Arc<Schema>,
     cipher: Arc<dyn Cipher>,
-    options: Options,
     working: State,
     derived: Vec<Box<dyn Derived>>,
     published: Arc<Published>,
     waiting: Arc<AtomicUsize>,
     drawn: u64,
     open: Open,
-    in_flight: Option<Open>,
-    appender: mpsc::Sender<Batch>,
-    lost: bool,
-}
-
-/// Starts both threads.
-pub(crate) fn start(
-    engine: Box<dyn Engine>,
-    state: State,
-    derived: Vec<Box<dyn Derived>>,
-    published: Arc<Published>,
-    cipher: Arc<dyn Cipher>,
-    options: Options,
-    waiting: Arc<AtomicUsize>,
-) -> Result<(mpsc::Sender<Message>, JoinHandle<()>)> {
-    let (messages, inbox) = mpsc::channel();
-    let (appender, batches) = mpsc::channel();
-    let done = messages.clone();
-    let writer =
-        std::thread::Builder::new().name("append".into()).spawn(move || append_all(engine, batches, done))?;
-    let lane = Lane {
-        schema: state.schema.clone(),
-        cipher,
-        options,
-        working: state,
-        derived,
-        published,
-        waiting,
-        drawn: 0,
-        open: Open::default(),
-        in_flight: None,
-        appender,
-        lost: false,
-    };
-    let thread = std::thread::Builder::new().name("lane".into()).spawn(move || {
-        lane.run(inbox);
-        let _ = writer.join();
-    })?;
-    Ok((messages, thread))
-}
-
-fn append_all(mut engine: Box<dyn Engine>, batches: mpsc::Receiver<Batch>, done: mpsc::Sender<Message>) {
-    for batch in batches {
-        let outcome = engine.append(&batch);
-        if done.send(Message::Appended(outcome)).is_err() {
-            break;
-        }
-    }
-    engine.close();
+    in_flight: Option<InFlight>,
+    /// What the driver shall append next.
+    outbox: Option<Arc<Batch>>,
+    /// Why this process no longer owns the cell.
+    lost: Option<&'static str>,
 }
 
 impl Lane {
-    fn run(mut self, inbox: mpsc::Receiver<Message>) {
-        let mut held = VecDeque::new();
-        let mut closing = false;
-        loop {
-            let full = self.open.answers.len() >= BATCH_MAX && self.in_flight.is_some();
-            let message = match held.pop_front().filter(|_| !full) {
-                Some(job) => Message::Job(job),
-                None if closing && self.in_flight.is_none() => break,
-                None => match inbox.try_recv() {
-                    Ok(message) => message,
-                    Err(mpsc::TryRecvError::Disconnected) => break,
-                    Err(mpsc::TryRecvError::Empty) => {
-                        self.dispatch();
-                        if closing && self.in_flight.is_none() {
-                            break;
-                        }
-                        match inbox.recv() {
-                            Ok(message) => message,
-                            Err(mpsc::RecvError) => break,
-                        }
-                    }
-                },
-            };
-            match message {
-                Message::Job(job) if full => held.push_back(job),
-                Message::Job(job) => self.take(job),
-                Message::Appended(outcome) => {
-                    self.appended(outcome);
-                    self.dispatch();
-                }
-                Message::Close => closing = true,
-            }
-            if self.open.answers.len() >= BATCH_MAX {
-                self.dispatch();
-            }
+    pub fn new(
+        options: Options,
+        state: State,
+        derived: Vec<Box<dyn Derived>>,
+        cipher: Arc<dyn Cipher>,
+        published: Arc<Published>,
+        waiting: Arc<AtomicUsize>,
+        lease: Arc<Lease>,
+    ) -> Lane {
+        Lane {
+            options,
+            lease,
+            schema: state.schema.clone(),
+            cipher,
+            working: state,
+            derived,
+            published,
+            waiting,
+            drawn: 0,
+            open: Open::default(),
+            in_flight: None,
+            outbox: None,
+            lost: None,
         }
     }
 
+    pub fn epoch(&self) -> u64 {
+        self.working.epoch
+    }
+
+    /// Whether no transaction fits until the batch in flight has ended.
+    pub fn is_full(&self) -> bool {
+        self.in_flight.is_some() && self.is_batch_full()
+    }
+
+    pub fn is_batch_full(&self) -> bool {
+        self.open.answers.len() >= BATCH_MAX
+    }
+
+    /// Whether a batch is with the engine, or will be.
+    pub fn is_busy(&self) -> bool {
+        self.in_flight.is_some()
+    }
+
+    /// The batch to append now; each is given once, and again when its outcome was unknown.
+    pub fn take_batch(&mut self) -> Option<Arc<Batch>> {
+        self.outbox.take()
+    }
+
     /// Runs one transaction on the unpublished state.
-    fn take(&mut self, job: Job) {
+    pub fn take(&mut self, job: Job) {
         self.waiting.fetch_sub(1, Ordering::Relaxed);
-        if self.lost {
-            return (job.answer)(Err(Error::unavailable("This process no longer owns the cell; try again.")));
+        if let Err(error) = self.owns() {
+            return (job.answer)(Err(error));
         }
         let result = self.transact(&job);
         if self.open.entries.is_empty() && self.in_flight.is_none() {
@@ -178,22 +151,34 @@ impl Lane {
         self.open.answers.push((job.answer, result));
     }
 
+    fn owns(&self) -> Result<()> {
+        match self.lost {
+            Some(why) => Err(Error::unavailable(why)),
+            None if !self.lease.holds() => Err(lapsed()),
+            None => Ok(()),
+        }
+    }
+
     fn transact(&mut self, job: &Job) -> Result<Boxed> {
         let now = (self.options.clock)().max(self.working.time);
         let seed = self.draw();
-        if self.options.twice {
-            self.rehearse(job, now, seed);
-        }
+        let rehearsed = self.options.twice.then(|| self.rehearse(job, now, seed));
         let mut tx = Tx::begin(self.working.clone(), &mut self.derived, now, seed);
-        let value = match catch_unwind(AssertUnwindSafe(|| (job.run)(&mut tx))) {
-            Ok(Ok(value)) => value,
-            Ok(Err(error)) => {
+        let ended = run(job, &mut tx);
+        if let Some(first) = rehearsed {
+            let second = told(&self.schema, &self.cipher, &ended, &tx.changes);
+            if first != second {
+                tx.abort();
+                let what = format!("The transaction {} is not deterministic.", job.cause.route);
+                tracing::error!("{what} First:\n{first}\nthen:\n{second}");
+                return Err(Error::internal(what));
+            }
+        }
+        let value = match ended {
+            Ok(value) => value,
+            Err(error) => {
                 tx.abort();
                 return Err(error);
-            }
-            Err(panic) => {
-                tx.abort();
-                return Err(Error::internal("the transaction panicked").because(panic_text(&panic)));
             }
         };
         if tx.changes.len() > TX_RECORDS_MAX {
@@ -206,19 +191,11 @@ impl Lane {
         }
         state.revision += 1;
         state.time = now;
-        let entry = Entry {
-            revision: state.revision,
-            epoch: state.epoch,
-            time: now,
-            seed,
-            cause: job.cause.clone(),
-            changes,
-        };
+        let (revision, epoch) = (state.revision, state.epoch);
+        let entry = Entry { revision, epoch, time: now, seed, cause: job.cause.clone(), changes };
         match self.encode(&entry, &state) {
-            Ok(body) => {
-                self.open.bodies.push(body);
-                self.open.entries.push(Arc::new(entry));
-                self.open.state = Some(state.clone());
+            Ok(encoded) => {
+                self.open.entries.push((Arc::new(entry), encoded));
                 self.working = state;
                 Ok(value)
             }
@@ -229,14 +206,14 @@ impl Lane {
         }
     }
 
-    fn encode(&self, entry: &Entry, state: &State) -> Result<Vec<u8>> {
-        let body = with_cipher(&self.cipher, || {
-            entry.written(&self.schema, |slot, key| state.tables[slot].unknown(key))?.to_bytes()
+    fn encode(&self, entry: &Entry, state: &State) -> Result<Encoded> {
+        let encoded = with_cipher(&self.cipher, || {
+            entry.encode(&self.schema, |slot, key| state.tables[slot].unknown(key))
         })?;
-        if body.len() > TX_BYTES_MAX {
+        if encoded.body.len() > TX_BYTES_MAX {
             return Err(Error::too_large(format!("The change is larger than {TX_BYTES_MAX} bytes.")));
         }
-        Ok(body)
+        Ok(encoded)
     }
 
     fn revert(&mut self, changes: &[Change]) {
@@ -253,38 +230,13 @@ impl Lane {
         }
     }
 
-    /// Runs the transaction once to see whether it does the same the next time.
-    fn rehearse(&mut self, job: &Job, now: base::Timestamp, seed: u128) {
-        let first = self.trial(job, now, seed);
-        let second = self.trial(job, now, seed);
-        assert!(
-            first == second,
-            "the transaction {} is not deterministic:\n{first:?}\n{second:?}",
-            job.cause.route
-        );
-    }
-
-    /// The changes a run would make, as text; none when it fails.
-    fn trial(&mut self, job: &Job, now: base::Timestamp, seed: u128) -> Option<Vec<String>> {
+    /// Runs the transaction and takes it back: what it did, to be compared with the run that counts.
+    fn rehearse(&mut self, job: &Job, now: Timestamp, seed: u128) -> String {
         let mut tx = Tx::begin(self.working.clone(), &mut self.derived, now, seed);
-        let ended = catch_unwind(AssertUnwindSafe(|| (job.run)(&mut tx)));
-        let text = match ended {
-            Ok(Ok(_)) => Some(
-                tx.changes
-                    .iter()
-                    .map(|c| {
-                        let image = c
-                            .after
-                            .as_ref()
-                            .map(|i| with_cipher(&self.cipher, || (self.schema.kinds[c.slot].encode)(&**i)));
-                        format!("{} {} {:?}", c.kind, c.key, image.map(|v| v.map(|v| v.to_string()).ok()))
-                    })
-                    .collect(),
-            ),
-            Ok(Err(_)) | Err(_) => None,
-        };
+        let ended = run(job, &mut tx);
+        let told = told(&self.schema, &self.cipher, &ended, &tx.changes);
         tx.abort();
-        text
+        told
     }
 
     fn draw(&mut self) -> u128 {
@@ -294,42 +246,131 @@ impl Lane {
         u128::from_be_bytes(hash[..16].try_into().expect("a SHA-256 has 32 bytes"))
     }
 
-    /// Hands what is open to the engine, unless it is busy.
-    fn dispatch(&mut self) {
+    /// Closes the open batch for the engine, unless the one before it is in flight.
+    pub fn dispatch(&mut self) {
         if self.in_flight.is_some() {
             return;
         }
-        let mut open = std::mem::take(&mut self.open);
-        if open.entries.is_empty() {
-            open.answers.into_iter().for_each(|(answer, result)| answer(result));
+        let Open { entries, answers } = std::mem::take(&mut self.open);
+        if entries.is_empty() {
+            let owns = self.owns();
+            for (answer, result) in answers {
+                answer(if owns.is_ok() { result } else { Err(lapsed()) });
+            }
             return;
         }
-        let bodies = std::mem::take(&mut open.bodies);
-        let entries = open.entries.iter().cloned().zip(bodies).collect();
-        let batch = Batch { epoch: self.working.epoch, previous: open.entries[0].revision - 1, entries };
-        self.in_flight = Some(open);
-        if self.appender.send(batch).is_err() {
-            self.appended(Append::Refused("the engine's thread has ended".into()));
-        }
+        let id = self.draw() as u64;
+        let previous = entries[0].0.revision - 1;
+        let batch = Arc::new(Batch { id, epoch: self.working.epoch, previous, entries });
+        self.outbox = Some(batch.clone());
+        self.in_flight = Some(InFlight { batch, answers, state: self.working.clone(), again: false });
     }
 
-    fn appended(&mut self, outcome: Append) {
-        let Some(batch) = self.in_flight.take() else { return };
+    /// An append that was sent at `sent` has ended.
+    pub fn appended(&mut self, sent: Duration, outcome: Append) {
+        let Some(mut flight) = self.in_flight.take() else { return };
         match outcome {
             Append::Done => {
-                self.published.publish(batch.state.expect("a batch with entries has a state"), batch.entries);
-                batch.answers.into_iter().for_each(|(answer, result)| answer(result));
+                // A batch that was there already has moved nothing that a candidate could see.
+                if !flight.again {
+                    self.lease.confirmed(sent);
+                }
+                let entries = flight.batch.entries.iter().map(|(entry, _)| entry.clone()).collect();
+                self.published.publish(flight.state, entries);
+                flight.answers.into_iter().for_each(|(answer, result)| answer(result));
+            }
+            Append::Unknown(why) => {
+                tracing::warn!("an append has an unknown outcome, it is tried again: {why}");
+                self.outbox = Some(flight.batch.clone());
+                flight.again = true;
+                self.in_flight = Some(flight);
+                self.tick();
             }
             Append::Refused(why) => {
                 tracing::error!("the store refused a batch, the lane stops: {why}");
-                self.lost = true;
-                let open = std::mem::take(&mut self.open);
-                for (answer, _) in batch.answers.into_iter().chain(open.answers) {
-                    answer(Err(Error::unavailable("The outcome is unknown; look before you try again.")));
-                }
+                self.in_flight = Some(flight);
+                self.lose("This process no longer owns the cell; try again.");
+            }
+            Append::Behind(revision) => {
+                let answered = flight.batch.previous;
+                tracing::error!(
+                    "the store is at {revision}, {answered} was answered: it lost data, the lane stops"
+                );
+                self.in_flight = Some(flight);
+                self.lose("The store lost what it had confirmed; the operator has to look.");
             }
         }
     }
+
+    /// A renewal that was sent at `sent` has ended.
+    pub fn renewed(&mut self, sent: Duration, outcome: Result<bool>) {
+        match outcome {
+            Ok(true) if self.lost.is_none() => self.lease.confirmed(sent),
+            Ok(true) => {}
+            Ok(false) => {
+                tracing::error!("another process owns the cell, the lane stops");
+                self.lose("This process no longer owns the cell; try again.");
+            }
+            Err(error) => tracing::warn!("the lease could not be renewed: {}", error.chain()),
+        }
+    }
+
+    /// Lets nobody wait longer than the lease holds.
+    pub fn tick(&mut self) {
+        if !self.lease.holds() {
+            self.give_up_waiting();
+        }
+    }
+
+    /// The lane ends; watchers are told when they have seen the rest.
+    pub fn close(self) {
+        self.published.close();
+    }
+
+    fn lose(&mut self, why: &'static str) {
+        self.lost = Some(why);
+        self.lease.lost();
+        self.give_up_waiting();
+        (self.outbox, self.in_flight, self.open) = (None, None, Open::default());
+    }
+
+    fn give_up_waiting(&mut self) {
+        let flying = self.in_flight.as_mut().map(|f| std::mem::take(&mut f.answers)).unwrap_or_default();
+        for (answer, _) in flying.into_iter().chain(std::mem::take(&mut self.open.answers)) {
+            answer(Err(unknown()));
+        }
+    }
+}
+
+pub(crate) fn unknown() -> Error {
+    Error::unavailable("The outcome is unknown; look before you try again.")
+}
+
+fn lapsed() -> Error {
+    Error::unavailable("The control plane cannot reach its store; try again in a moment.")
+}
+
+fn run(job: &Job, tx: &mut Tx) -> Result<Boxed> {
+    match catch_unwind(AssertUnwindSafe(|| (job.run)(tx))) {
+        Ok(result) => result,
+        Err(panic) => Err(Error::internal("the transaction panicked").because(panic_text(&panic))),
+    }
+}
+
+/// What a run did, as text.
+fn told(schema: &Schema, cipher: &Arc<dyn Cipher>, ended: &Result<Boxed>, changes: &[Change]) -> String {
+    use std::fmt::Write;
+    let mut text =
+        ended.as_ref().err().map(|e| format!("{:?} {}\n", e.kind(), e.chain())).unwrap_or_default();
+    for change in changes {
+        let mut image = Vec::new();
+        if let Some(after) = &change.after {
+            // A record that cannot be written fails where it counts.
+            let _ = with_cipher(cipher, || (schema.kinds[change.slot].encode)(&**after, &mut image));
+        }
+        let _ = writeln!(text, "{} {} {}", change.kind, change.key, String::from_utf8_lossy(&image));
+    }
+    text
 }
 
 fn panic_text(panic: &Boxed) -> String {

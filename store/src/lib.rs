@@ -11,9 +11,11 @@
 
 mod cell;
 pub mod cipher;
+mod drive;
 pub mod engine;
 mod index;
 mod lane;
+pub mod lease;
 mod log;
 mod record;
 mod state;
@@ -21,6 +23,7 @@ mod tx;
 mod watch;
 
 pub use cell::{Cell, Options};
+pub use drive::Steps;
 pub use engine::Engine;
 pub use index::{Index, IndexKey, IndexPart};
 pub use log::{Cause, Change, Entry, Revision};

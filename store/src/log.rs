@@ -4,6 +4,7 @@ use crate::record::{Image, Record, Schema};
 use base::{Error, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The number of a transaction; one more than the one before it.
@@ -65,38 +66,74 @@ pub struct Entry {
     pub changes: Vec<Change>,
 }
 
-/// An entry as it stands in the engine.
-#[derive(Serialize, Deserialize)]
+/// An entry as it stands in the engine, read again.
+#[derive(Deserialize)]
 pub struct Written {
     pub time: i64,
     pub seed: String,
     pub cause: Cause,
+    /// Kind, key and after-image; no image where the record was deleted.
     pub changes: Vec<(String, String, Option<Value>)>,
 }
 
-impl Entry {
-    /// The after-images, with the unknown fields that a newer version wrote.
-    pub(crate) fn written(
-        &self,
-        schema: &Schema,
-        unknown: impl Fn(usize, &str) -> Option<Arc<Value>>,
-    ) -> Result<Written> {
-        let mut changes = Vec::with_capacity(self.changes.len());
-        for change in &self.changes {
-            let mut image =
-                change.after.as_ref().map(|i| (schema.kinds[change.slot].encode)(&**i)).transpose()?;
-            if let (Some(image), Some(rest)) = (&mut image, unknown(change.slot, &change.key)) {
-                crate::state::rejoin(image, &rest);
-            }
-            changes.push((change.kind.to_string(), change.key.to_string(), image));
-        }
-        let seed = format!("{:032x}", self.seed);
-        Ok(Written { time: self.time.0, seed, cause: self.cause.clone(), changes })
+/// The JSON of an entry, and where in it each change's after-image stands.
+pub struct Encoded {
+    pub body: Vec<u8>,
+    images: Vec<Option<Range<usize>>>,
+}
+
+impl Encoded {
+    /// The after-images, in the order of the entry's changes.
+    pub fn images(&self) -> impl Iterator<Item = Option<&[u8]>> {
+        self.images.iter().map(|range| range.clone().map(|range| &self.body[range]))
     }
 }
 
-impl Written {
-    pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        serde_json::to_vec(self).map_err(|e| Error::internal("a log entry cannot be written").because(e))
+impl Entry {
+    /// The entry's JSON (`Written`), with the unknown fields that a newer version wrote.
+    pub(crate) fn encode(
+        &self,
+        schema: &Schema,
+        unknown: impl Fn(usize, &str) -> Option<Arc<Value>>,
+    ) -> Result<Encoded> {
+        let mut body = Vec::with_capacity(512 * self.changes.len());
+        let mut images = Vec::with_capacity(self.changes.len());
+        let head = format!("{{\"time\":{},\"seed\":\"{:032x}\",\"cause\":", self.time.0, self.seed);
+        body.extend_from_slice(head.as_bytes());
+        json(&mut body, &self.cause)?;
+        body.extend_from_slice(b",\"changes\":");
+        for (n, change) in self.changes.iter().enumerate() {
+            body.extend_from_slice(if n == 0 { b"[[" } else { b",[" });
+            json(&mut body, change.kind)?;
+            body.push(b',');
+            json(&mut body, &*change.key)?;
+            body.push(b',');
+            let from = body.len();
+            match &change.after {
+                Some(image) => {
+                    let kind = &schema.kinds[change.slot];
+                    match unknown(change.slot, &change.key) {
+                        None => (kind.encode)(&**image, &mut body)?,
+                        Some(rest) => {
+                            let mut value = (kind.value)(&**image)?;
+                            crate::state::rejoin(&mut value, &rest);
+                            json(&mut body, &value)?;
+                        }
+                    }
+                    images.push(Some(from..body.len()));
+                }
+                None => {
+                    body.extend_from_slice(b"null");
+                    images.push(None);
+                }
+            }
+            body.push(b']');
+        }
+        body.extend_from_slice(if self.changes.is_empty() { b"[]}" } else { b"]}" });
+        Ok(Encoded { body, images })
     }
+}
+
+fn json<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) -> Result<()> {
+    serde_json::to_writer(out, value).map_err(|e| Error::internal("a log entry cannot be written").because(e))
 }

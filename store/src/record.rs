@@ -44,7 +44,9 @@ pub(crate) type Image = Arc<dyn Any + Send + Sync>;
 /// How a kind is read and written, without its type.
 pub(crate) struct KindInfo {
     pub name: &'static str,
-    pub encode: fn(&(dyn Any + Send + Sync)) -> Result<serde_json::Value>,
+    /// Appends the JSON.
+    pub encode: fn(&(dyn Any + Send + Sync), &mut Vec<u8>) -> Result<()>,
+    pub value: fn(&(dyn Any + Send + Sync)) -> Result<serde_json::Value>,
     pub same: fn(&(dyn Any + Send + Sync), &(dyn Any + Send + Sync)) -> bool,
     pub empty: fn() -> Arc<dyn AnyTable>,
 }
@@ -66,11 +68,8 @@ impl Schema {
         self.slots.insert(TypeId::of::<R>(), slot);
         self.kinds.push(KindInfo {
             name: R::KIND,
-            encode: |image| {
-                let record = image.downcast_ref::<R>().expect("the slot fixes the type");
-                serde_json::to_value(record)
-                    .map_err(|e| Error::internal(format!("a {} cannot be written", R::KIND)).because(e))
-            },
+            encode: |image, out| serde_json::to_writer(out, typed::<R>(image)).map_err(unwritable::<R>),
+            value: |image| serde_json::to_value(typed::<R>(image)).map_err(unwritable::<R>),
             same: |a, b| a.downcast_ref::<R>() == b.downcast_ref::<R>(),
             empty: || Arc::new(Table::<R>::default()),
         });
@@ -93,4 +92,12 @@ impl Schema {
     pub(crate) fn slot_named(&self, kind: &str) -> Option<usize> {
         self.names.get(kind).copied()
     }
+}
+
+fn typed<R: Record>(image: &(dyn Any + Send + Sync)) -> &R {
+    image.downcast_ref().expect("the slot fixes the type")
+}
+
+fn unwritable<R: Record>(error: serde_json::Error) -> Error {
+    Error::internal(format!("a {} cannot be written", R::KIND)).because(error)
 }

@@ -1,6 +1,5 @@
 //! Watchers resume by revision; one too far behind gets a snapshot instead.
 
-use crate::RING_MAX;
 use crate::log::{Entry, Revision};
 use crate::state::State;
 use arc_swap::ArcSwap;
@@ -20,13 +19,26 @@ pub enum News {
 pub(crate) struct Published {
     state: ArcSwap<State>,
     ring: Mutex<VecDeque<Arc<Entry>>>,
-    revision: watch::Sender<Revision>,
+    ring_max: usize,
+    revision: watch::Receiver<Revision>,
+    sender: Mutex<Option<watch::Sender<Revision>>>,
 }
 
 impl Published {
-    pub fn new(state: State) -> Published {
-        let revision = watch::Sender::new(state.revision);
-        Published { state: ArcSwap::from_pointee(state), ring: Mutex::default(), revision }
+    pub fn new(state: State, ring_max: usize) -> Published {
+        let (sender, revision) = watch::channel(state.revision);
+        Published {
+            state: ArcSwap::from_pointee(state),
+            ring: Mutex::default(),
+            ring_max,
+            revision,
+            sender: Mutex::new(Some(sender)),
+        }
+    }
+
+    /// Nothing more will come.
+    pub fn close(&self) {
+        self.sender.lock().expect("no holder panics").take();
     }
 
     pub fn state(&self) -> Arc<State> {
@@ -38,10 +50,12 @@ impl Published {
         self.state.store(Arc::new(state));
         let mut ring = self.ring.lock().expect("no holder panics");
         ring.extend(entries);
-        let excess = ring.len().saturating_sub(RING_MAX);
+        let excess = ring.len().saturating_sub(self.ring_max);
         ring.drain(..excess);
         drop(ring);
-        self.revision.send_replace(revision);
+        if let Some(sender) = &*self.sender.lock().expect("no holder panics") {
+            sender.send_replace(revision);
+        }
     }
 
     /// The entries after `after`; none when the ring no longer reaches back that far.
@@ -64,7 +78,7 @@ pub struct Watch {
 
 impl Watch {
     pub(crate) fn new(published: Arc<Published>, at: Revision) -> Watch {
-        let revision = published.revision.subscribe();
+        let revision = published.revision.clone();
         Watch { published, revision, at }
     }
 
@@ -73,7 +87,7 @@ impl Watch {
         self.at
     }
 
-    /// Waits until there is something after the last news. `None`: the cell is gone.
+    /// Waits until there is something after the last news. `None`: the cell is closed and there is no more.
     pub async fn next(&mut self) -> Option<News> {
         let at = self.at;
         let now = *self.revision.wait_for(|r| *r > at).await.ok()?;

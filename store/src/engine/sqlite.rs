@@ -1,12 +1,14 @@
 //! SQLite in WAL mode with `synchronous=FULL`: the embedded engine, one process on one machine.
 //!
-//! Tables: `meta` (format, epoch), `image` (newest image of each record), `log`. The process that has the file open
-//! holds it exclusively; a second one is told so in a sentence.
+//! Tables: `meta` (format; the head; the lease row: epoch and counter; the last batch), `image` (newest image of each
+//! record), `log`. The process that has the file open holds it exclusively, and a second one is told so in a sentence:
+//! so nobody takes over while it lives, and its lease needs no clock.
 
 use super::{Append, Batch, Engine, Head};
+use crate::lease::Sign;
 use crate::log::{Revision, Written};
 use base::{Error, Result, Timestamp};
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, ffi, params};
 use std::path::Path;
 use std::time::Duration;
 
@@ -19,6 +21,7 @@ const TRIM_EVERY: u64 = 256;
 
 pub struct Sqlite {
     db: Connection,
+    synchronous: String,
     appends: u64,
 }
 
@@ -43,7 +46,7 @@ impl Sqlite {
                                             at INTEGER NOT NULL, body BLOB NOT NULL);"
         ))
         .map_err(sql)?;
-        let mut engine = Sqlite { db, appends: 0 };
+        let mut engine = Sqlite { db, synchronous: synchronous.into(), appends: 0 };
         match engine.meta("format")? {
             None => engine.set_meta("format", FORMAT)?,
             Some(format) if format > FORMAT => {
@@ -71,55 +74,55 @@ impl Sqlite {
         Ok(())
     }
 
-    fn write(&mut self, batch: &Batch) -> rusqlite::Result<std::result::Result<(), String>> {
+    fn write(&mut self, batch: &Batch) -> rusqlite::Result<Append> {
         let trim = self.appends.is_multiple_of(TRIM_EVERY);
         self.appends += 1;
         let tx = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        let epoch: i64 =
-            tx.prepare_cached("SELECT value FROM meta WHERE name='epoch'")?.query_row([], |r| r.get(0))?;
-        let head: i64 =
-            tx.prepare_cached("SELECT value FROM meta WHERE name='revision'")?.query_row([], |r| r.get(0))?;
+        let get = |name: &str| {
+            let mut query = tx.prepare_cached("SELECT value FROM meta WHERE name=?1")?;
+            query.query_row([name], |row| row.get::<_, i64>(0))
+        };
+        let (epoch, head, last) = (get("epoch")?, get("revision")?, get("batch")?);
+        if epoch == batch.epoch as i64 && head == batch.last() as i64 && last == batch.id as i64 {
+            return Ok(Append::Done);
+        }
+        if epoch == batch.epoch as i64 && head < batch.previous as i64 {
+            return Ok(Append::Behind(head as Revision));
+        }
         if (epoch, head) != (batch.epoch as i64, batch.previous as i64) {
-            return Ok(Err(format!(
+            return Ok(Append::Refused(format!(
                 "it is at epoch {epoch} revision {head}, the batch expects {} and {}",
                 batch.epoch, batch.previous
             )));
         }
-        let mut last = (head, 0);
+        let mut time = 0;
         {
             let mut log = tx.prepare_cached("INSERT INTO log VALUES(?1,?2,?3,?4)")?;
             let mut put = tx.prepare_cached(
                 "INSERT INTO image VALUES(?1,?2,?3) ON CONFLICT(kind,key) DO UPDATE SET body=?3",
             )?;
             let mut delete = tx.prepare_cached("DELETE FROM image WHERE kind=?1 AND key=?2")?;
-            for (entry, body) in &batch.entries {
-                log.execute(params![entry.revision as i64, batch.epoch as i64, entry.time.0, body])?;
-                last = (entry.revision as i64, entry.time.0);
-                for (kind, key, image) in images(body) {
+            for (entry, encoded) in &batch.entries {
+                time = entry.time.0;
+                log.execute(params![entry.revision as i64, batch.epoch as i64, time, encoded.body])?;
+                for (change, image) in entry.changes.iter().zip(encoded.images()) {
                     match image {
-                        Some(image) => put.execute(params![kind, key, image.get().as_bytes()])?,
-                        None => delete.execute(params![kind, key])?,
+                        Some(image) => put.execute(params![change.kind, change.key, image])?,
+                        None => delete.execute(params![change.kind, change.key])?,
                     };
                 }
             }
-        }
-        tx.prepare_cached("UPDATE meta SET value=?1 WHERE name='revision'")?.execute([last.0])?;
-        tx.prepare_cached("UPDATE meta SET value=?1 WHERE name='time'")?.execute([last.1])?;
-        if trim {
-            tx.prepare_cached("DELETE FROM log WHERE at<?1")?.execute([last.1 - LOG_KEEP_MICROS])?;
+            let mut set = tx.prepare_cached("UPDATE meta SET value=?2 WHERE name=?1")?;
+            set.execute(params!["revision", batch.last() as i64])?;
+            set.execute(params!["time", time])?;
+            set.execute(params!["batch", batch.id as i64])?;
+            if trim {
+                tx.prepare_cached("DELETE FROM log WHERE at<?1")?.execute([time - LOG_KEEP_MICROS])?;
+            }
         }
         tx.commit()?;
-        Ok(Ok(()))
+        Ok(Append::Done)
     }
-}
-
-/// The after-images of an encoded entry, without decoding them.
-fn images(body: &[u8]) -> Vec<(String, String, Option<Box<serde_json::value::RawValue>>)> {
-    #[derive(serde::Deserialize)]
-    struct Changes {
-        changes: Vec<(String, String, Option<Box<serde_json::value::RawValue>>)>,
-    }
-    serde_json::from_slice::<Changes>(body).expect("the lane encoded it").changes
 }
 
 impl Engine for Sqlite {
@@ -127,9 +130,12 @@ impl Engine for Sqlite {
         let epoch = self.meta("epoch")?.unwrap_or(0) + 1;
         let revision = self.meta("revision")?.unwrap_or(0);
         let time = self.meta("time")?.unwrap_or(0);
-        self.set_meta("epoch", epoch)?;
-        self.set_meta("revision", revision)?;
-        self.set_meta("time", time)?;
+        let batch = self.meta("batch")?.unwrap_or(0);
+        let head =
+            [("epoch", epoch), ("counter", 0), ("revision", revision), ("time", time), ("batch", batch)];
+        for (name, value) in head {
+            self.set_meta(name, value)?;
+        }
         let mut query = self.db.prepare("SELECT kind, body FROM image").map_err(sql)?;
         let mut rows = query.query([]).map_err(sql)?;
         while let Some(row) = rows.next().map_err(sql)? {
@@ -141,11 +147,34 @@ impl Engine for Sqlite {
     }
 
     fn append(&mut self, batch: &Batch) -> Append {
-        match self.write(batch) {
-            Ok(Ok(())) => Append::Done,
-            Ok(Err(why)) => Append::Refused(why),
-            Err(error) => Append::Refused(format!("SQLite: {error}")),
-        }
+        self.write(batch).unwrap_or_else(|error| match error.sqlite_error() {
+            // After a failed sync the kernel may call pages clean that the disk does not have: what is read back
+            // proves nothing, so trying again does not either.
+            Some(e) if [ffi::SQLITE_IOERR_FSYNC, ffi::SQLITE_CORRUPT].contains(&e.extended_code) => {
+                Append::Refused(format!("SQLite: {error}"))
+            }
+            Some(_) | None => Append::Unknown(format!("SQLite: {error}")),
+        })
+    }
+
+    /// Not synced: after a power cut nobody counts renewals.
+    fn renew(&mut self, epoch: u64, counter: u64) -> Result<bool> {
+        self.db.execute_batch("PRAGMA synchronous=NORMAL").map_err(sql)?;
+        let renewed = self.db.execute(
+            "UPDATE meta SET value=?2 WHERE name='counter' AND (SELECT value FROM meta WHERE name='epoch')=?1",
+            params![epoch as i64, counter as i64],
+        );
+        self.db.pragma_update(None, "synchronous", &self.synchronous).map_err(sql)?;
+        Ok(renewed.map_err(sql)? == 1)
+    }
+
+    fn sign(&mut self) -> Result<Sign> {
+        let get = |name| Ok::<_, Error>(self.meta(name)?.unwrap_or(0) as u64);
+        Ok(Sign { epoch: get("epoch")?, counter: get("counter")?, revision: get("revision")? })
+    }
+
+    fn alone(&self) -> bool {
+        true
     }
 
     fn tail(&mut self, after: Revision, limit: usize) -> Result<Vec<(Revision, Vec<u8>)>> {
