@@ -14,7 +14,7 @@ STATE ?= .shisa
 TEST := $(if $(shell command -v cargo-nextest),cargo nextest run,cargo test)
 
 # What must be there, each with the Debian package that brings it.
-PROGRAMS := cc:gcc qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils nft:nftables ip:iproute2 \
+PROGRAMS := cc:gcc ld.lld:lld qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils nft:nftables ip:iproute2 \
   ssh:openssh-client ping:iputils-ping python3:python3 cpio:cpio zstd:zstd mke2fs:e2fsprogs unshare:util-linux
 
 .PHONY: help deps cargo build up down guest clients test gate bench conformance clean
