@@ -52,7 +52,10 @@ pub async fn tell(link: &Link, observed: &Observed) {
     loop {
         let report = observed.next().await;
         match limited(ANSWER_MAX, link.report(report.clone())).await {
-            Ok(()) => retry = Retry(RETRY_MIN),
+            Ok(()) => {
+                observed.taken();
+                retry = Retry(RETRY_MIN);
+            }
             Err(error) => {
                 observed.failed(&report);
                 if error.kind() == Kind::Conflict {

@@ -116,6 +116,7 @@ impl Keep {
                 network: listener.network,
                 document: self.document.clone(),
                 state: self.state.clone(),
+                observed: self.observed.clone(),
             };
             let task = tokio::spawn(serve(TcpListener::from_std(listener.socket)?, door));
             self.doors.insert(listener.post, task.abort_handle());

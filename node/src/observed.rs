@@ -5,6 +5,7 @@
 use base::node::{Generation, PortReport, Report, VmReport};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
@@ -12,7 +13,11 @@ use uuid::Uuid;
 pub struct Observed {
     state: Mutex<State>,
     changed: Notify,
+    taken: Notify,
 }
+
+/// A guest that posts its password is answered when the plane has it, or after this long.
+const PASSWORD_WAIT: Duration = Duration::from_secs(3);
 
 struct State {
     generation: Generation,
@@ -24,6 +29,8 @@ struct State {
     ports: BTreeMap<Uuid, PortReport>,
     /// Ids of guests and ports to tell of; those that are in neither map are gone.
     untold: BTreeSet<Uuid>,
+    /// What the report that is on its way tells of.
+    on_its_way: BTreeSet<Uuid>,
 }
 
 impl Default for State {
@@ -36,6 +43,7 @@ impl Default for State {
             vms: BTreeMap::new(),
             ports: BTreeMap::new(),
             untold: BTreeSet::new(),
+            on_its_way: BTreeSet::new(),
         }
     }
 }
@@ -63,6 +71,24 @@ impl Observed {
         }
     }
 
+    /// The guest has posted its password; waits until the plane has it, so that its owner reads it at once.
+    pub async fn password(&self, id: Uuid, text: String) {
+        if let Some(vm) = self.vm_now(id) {
+            self.vm(id, Some(VmReport { password: Some(text), ..vm }));
+        }
+        let told = async {
+            loop {
+                let taken = self.taken.notified();
+                let waits = |s: &State| s.untold.contains(&id) || s.on_its_way.contains(&id);
+                if !waits(&self.state()) {
+                    return;
+                }
+                taken.await;
+            }
+        };
+        let _ = tokio::time::timeout(PASSWORD_WAIT, told).await;
+    }
+
     /// None: the port is gone.
     pub fn port(&self, id: Uuid, seen: Option<PortReport>) {
         let mut state = self.state();
@@ -88,6 +114,12 @@ impl Observed {
             }
             self.changed.notified().await;
         }
+    }
+
+    /// The plane has taken the report that was on its way.
+    pub fn taken(&self) {
+        self.state().on_its_way.clear();
+        self.taken.notify_waiters();
     }
 
     /// The report was not taken: tell it again, with what is true by then.
@@ -123,6 +155,7 @@ impl State {
             return None;
         }
         let untold = std::mem::take(&mut self.untold);
+        self.on_its_way.clone_from(&untold);
         let mut report = Report { generation: self.generation, whole: self.whole, ..Report::default() };
         if self.whole {
             report.vms = self.vms.clone();

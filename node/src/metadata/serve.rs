@@ -8,6 +8,7 @@
 
 use super::{Via, files, lookup, seed};
 use crate::host;
+use crate::observed::Observed;
 use crate::vm::plan::Guest;
 use base::node::{Document, Port, Section};
 use base::{Error, Kind, Result};
@@ -39,6 +40,8 @@ pub struct Door {
     pub network: Uuid,
     pub document: watch::Receiver<Arc<Document>>,
     pub state: PathBuf,
+    /// Takes a posted password up.
+    pub observed: Arc<Observed>,
 }
 
 /// Serves a listener until it is dropped.
@@ -144,6 +147,7 @@ where
         }
         Err(e) => return Err(e.into()),
     }
+    door.observed.password(guest.vm.id, String::from_utf8_lossy(&body).into_owned()).await;
     Ok(Vec::new())
 }
 
@@ -188,7 +192,8 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(state.path().join("vms").join(guest_id().to_string())).unwrap();
         let (_keep, document) = watch::channel(Arc::new(document("127.0.0.1")));
-        let door = Door { network: network_id(), document, state: state.path().into() };
+        let observed = Arc::default();
+        let door = Door { network: network_id(), document, state: state.path().into(), observed };
         assert_eq!(get(&door, "/latest/meta-data/hostname").await, (200, "vm-1".into()));
         assert_eq!(get(&door, "//2009-04-04/meta-data/public-keys/").await, (200, "0=laptop".into()));
         assert_eq!(get(&door, "/latest/user-data").await.0, 404);
