@@ -97,9 +97,7 @@ impl IdKind for UnifiedLimit {
 }
 
 pub const ONCE: Index<UnifiedLimit> = Index::unique("resource of one project", |l, keys| {
-    let mut key = l.holder.project().key().into_vec();
-    key.extend_from_slice(&l.subject.key());
-    keys.push(key.into());
+    keys.push([&*l.holder.project().key(), &*l.subject.key()].concat().as_slice().into());
 });
 
 impl Record for UnifiedLimit {
