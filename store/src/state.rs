@@ -200,7 +200,7 @@ impl<R: Record> Table<R> {
 
     fn taken(&self, index: usize, keys: &[IndexKey], owner: &R::Key) -> bool {
         keys.iter().any(|key| {
-            let first = self.indexes[index].range((key.clone(), None)..).next();
+            let first = self.indexes[index].get_next(&(key.clone(), None));
             first.is_some_and(|(k, primary)| k == key && primary.as_ref() != Some(owner))
         })
     }

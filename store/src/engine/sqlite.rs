@@ -16,13 +16,12 @@ use std::time::Duration;
 pub const FORMAT: i64 = 1;
 /// The log is kept this long (microseconds).
 const LOG_KEEP_MICROS: i64 = 3_600_000_000;
-/// Old entries are looked for after this many appends.
-const TRIM_EVERY: u64 = 256;
+/// Old entries that an append takes out beyond twice those that it adds.
+const TRIM_MORE: i64 = 64;
 
 pub struct Sqlite {
     db: Connection,
     synchronous: String,
-    appends: u64,
 }
 
 impl Sqlite {
@@ -38,7 +37,7 @@ impl Sqlite {
         db.busy_timeout(Duration::from_millis(500)).map_err(sql)?;
         db.execute_batch(&format!(
             "PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL; PRAGMA synchronous={synchronous};
-             PRAGMA wal_autocheckpoint=4000; PRAGMA cache_size=-16384;
+             PRAGMA wal_autocheckpoint=4000; PRAGMA cache_size=-32768;
              CREATE TABLE IF NOT EXISTS meta(name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
              CREATE TABLE IF NOT EXISTS image(kind TEXT NOT NULL, key TEXT NOT NULL, body BLOB NOT NULL,
                                               PRIMARY KEY(kind, key)) WITHOUT ROWID;
@@ -46,7 +45,7 @@ impl Sqlite {
                                             at INTEGER NOT NULL, body BLOB NOT NULL);"
         ))
         .map_err(sql)?;
-        let mut engine = Sqlite { db, synchronous: synchronous.into(), appends: 0 };
+        let mut engine = Sqlite { db, synchronous: synchronous.into() };
         match engine.meta("format")? {
             None => engine.set_meta("format", FORMAT)?,
             Some(format) if format > FORMAT => {
@@ -75,8 +74,6 @@ impl Sqlite {
     }
 
     fn write(&mut self, batch: &Batch) -> rusqlite::Result<Append> {
-        let trim = self.appends.is_multiple_of(TRIM_EVERY);
-        self.appends += 1;
         let tx = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         let get = |name: &str| {
             let mut query = tx.prepare_cached("SELECT value FROM meta WHERE name=?1")?;
@@ -116,8 +113,14 @@ impl Sqlite {
             set.execute(params!["revision", batch.last() as i64])?;
             set.execute(params!["time", time])?;
             set.execute(params!["batch", batch.id as i64])?;
-            if trim {
-                tx.prepare_cached("DELETE FROM log WHERE at<?1")?.execute([time - LOG_KEEP_MICROS])?;
+            // Never a scan of the whole log: it is as long as an hour, and every caller waits for this.
+            let oldest = tx
+                .prepare_cached("SELECT revision, at FROM log ORDER BY revision LIMIT 1")?
+                .query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?;
+            if oldest.1 < time - LOG_KEEP_MICROS {
+                let until = oldest.0 + 2 * batch.entries.len() as i64 + TRIM_MORE;
+                tx.prepare_cached("DELETE FROM log WHERE revision<?1 AND at<?2")?
+                    .execute([until, time - LOG_KEEP_MICROS])?;
             }
         }
         tx.commit()?;
