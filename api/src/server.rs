@@ -234,7 +234,9 @@ impl Api {
         for foreign in ["project_id", "tenant_id", "user_id"] {
             target.insert(foreign.into(), "-".into());
         }
-        call.cx.everywhere = self.policy.allows(row.rule, &call.cx.who, &target);
+        // A rule that anybody passes says nothing of what this caller may see.
+        let anybody = self.policy.allows(row.rule, &Who::default(), &target);
+        call.cx.everywhere = !anybody && self.policy.allows(row.rule, &call.cx.who, &target);
         Ok(())
     }
 

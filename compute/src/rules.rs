@@ -5,6 +5,8 @@ use api::Rule;
 const ADMIN: &str = "role:admin";
 const READER: &str = "role:admin or (role:reader and project_id:%(project_id)s)";
 const MEMBER: &str = "role:admin or (role:member and project_id:%(project_id)s)";
+/// Every project; only an administrator sees what belongs to others (private flavors).
+const ANYONE: &str = "role:admin or project_id:%(project_id)s";
 /// The caller's own things, which no role is needed for.
 const OWN: &str = "role:admin or user_id:%(user_id)s";
 
@@ -46,7 +48,7 @@ pub const RULES: &[Rule] = &[
     rule("os_compute_api:os-attach-interfaces:delete", MEMBER, "Detach an interface"),
     rule("os_compute_api:os-server-password:show", READER, "Read the password that a guest posted"),
     rule("os_compute_api:os-server-password:clear", MEMBER, "Forget the password that a guest posted"),
-    rule("os_compute_api:flavors", "@", "See flavors"),
+    rule("os_compute_api:flavors", ANYONE, "See flavors"),
     rule("os_compute_api:os-flavor-manage:create", ADMIN, "Create a flavor"),
     rule("os_compute_api:os-flavor-manage:update", ADMIN, "Update a flavor"),
     rule("os_compute_api:os-flavor-manage:delete", ADMIN, "Delete a flavor"),
