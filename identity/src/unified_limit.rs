@@ -97,9 +97,9 @@ impl IdKind for UnifiedLimit {
 }
 
 pub const ONCE: Index<UnifiedLimit> = Index::unique("resource of one project", |l, keys| {
-    let mut key = l.holder.project().key().into_vec();
+    let mut key = l.holder.project().key().to_vec();
     key.extend_from_slice(&l.subject.key());
-    keys.push(key.into());
+    keys.push(key.as_slice().into());
 });
 
 impl Record for UnifiedLimit {
