@@ -44,7 +44,7 @@ fn section(state: &State, _: &str, key: &SectionKey) -> Option<Section> {
 }
 
 fn vm(state: &State, server: &Server) -> node::Vm {
-    let ports = port::of_device(state, &server.id.to_string());
+    let ports = port::of_device(state, &server.id.to_string(), server.project);
     node::Vm {
         id: server.id.uuid(),
         power: server.desired,

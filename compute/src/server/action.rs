@@ -126,7 +126,7 @@ pub async fn remove_group(app: App, call: Call) -> Result<Reply> {
 async fn groups(app: &App, call: &Call, name: String, add: bool) -> Result<Reply> {
     change(app, call, move |tx, cx, server| {
         let group = find_group(tx, cx, &name).map_err(|e| Error::not_found(e.message()))?;
-        let ports = port::of_device(tx, &server.id.to_string());
+        let ports = port::of_device(tx, &server.id.to_string(), server.project);
         if !add && !ports.iter().any(|p| p.groups.contains(&group)) {
             let why = format!("Security group {group} not associated with the instance {}", server.id);
             return Err(Error::not_found(why));
@@ -158,7 +158,7 @@ pub async fn add_fixed_ip(app: App, call: Call) -> Result<Reply> {
     let network = wanted.network.parse().map_err(|_| Error::invalid("networkId is not an id."))?;
     change(&app, &call, move |tx, cx, server| {
         resource::get::<network::network::Network>(tx, cx, network)?;
-        let ports = port::of_device(tx, &server.id.to_string());
+        let ports = port::of_device(tx, &server.id.to_string(), server.project);
         match ports.iter().find(|p| p.network == network) {
             Some(port) => port::add_address(tx, port.id).map(drop),
             None => plug_network(tx, server, network, None, None).map(drop),
@@ -179,7 +179,7 @@ pub async fn remove_fixed_ip(app: App, call: Call) -> Result<Reply> {
     let wanted: Address = call.json_in("removeFixedIp")?;
     change(&app, &call, move |tx, _, server| {
         let has = |p: &&Arc<Port>| p.fixed.iter().any(|f| f.address == wanted.address);
-        let ports = port::of_device(tx, &server.id.to_string());
+        let ports = port::of_device(tx, &server.id.to_string(), server.project);
         let missing =
             || Error::invalid(format!("Fixed IP {} not found on instance {}.", wanted.address, server.id));
         let port = ports.iter().find(has).ok_or_else(missing)?;
@@ -195,7 +195,7 @@ pub async fn add_floating_ip(app: App, call: Call) -> Result<Reply> {
         let floating = find_floating(tx, cx, wanted.address)?;
         let fits =
             |f: &port::Fixed| f.address.is_ipv4() && wanted.fixed_address.is_none_or(|a| a == f.address);
-        let ports = port::of_device(tx, &server.id.to_string());
+        let ports = port::of_device(tx, &server.id.to_string(), server.project);
         let port = ports.iter().find(|p| p.fixed.iter().any(fits));
         let port = port.ok_or_else(|| Error::invalid("No fixed IPs associated to instance"))?;
         let body = json!({"port_id": port.id, "fixed_ip_address": wanted.fixed_address});
@@ -210,7 +210,7 @@ pub async fn remove_floating_ip(app: App, call: Call) -> Result<Reply> {
     let wanted: Address = call.json_in("removeFloatingIp")?;
     change(&app, &call, move |tx, cx, server| {
         let floating = find_floating(tx, cx, wanted.address)?;
-        let ports = port::of_device(tx, &server.id.to_string());
+        let ports = port::of_device(tx, &server.id.to_string(), server.project);
         if !floating.association.as_ref().is_some_and(|a| ports.iter().any(|p| p.id == a.port)) {
             let why =
                 format!("Floating IP {} is not associated with instance {}.", wanted.address, server.id);

@@ -3,7 +3,7 @@
 use super::rest::{id, plug_network, plug_port};
 use super::{Server, changeable, get, life, put, view};
 use crate::App;
-use api::{Call, Reply};
+use api::{Call, Reply, v};
 use base::{Error, Id, Result};
 use network::network::Network;
 use network::port::{self, Port};
@@ -11,19 +11,23 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::net::IpAddr;
 
-fn shown(port: &Port) -> Value {
+fn shown(call: &Call, port: &Port) -> Value {
     let fixed: Vec<_> =
         port.fixed.iter().map(|f| json!({"ip_address": f.address, "subnet_id": f.subnet})).collect();
-    json!({
+    let mut shown = json!({
         "net_id": port.network, "port_id": port.id, "mac_addr": port.mac, "port_state": port.status(),
         "fixed_ips": fixed,
-    })
+    });
+    if call.version >= v(2, 70) {
+        shown["tag"] = Value::Null;
+    }
+    shown
 }
 
 pub async fn list(app: App, call: Call) -> Result<Reply> {
     let state = app.cell.read();
     let server = get(&state, &call.cx, id(&call)?)?;
-    let all: Vec<_> = view::ports(&state, &server).iter().map(|p| shown(p)).collect();
+    let all: Vec<_> = view::ports(&state, &server).iter().map(|p| shown(&call, p)).collect();
     Ok(Reply::ok(&json!({"interfaceAttachments": all})))
 }
 
@@ -37,7 +41,7 @@ pub async fn show(app: App, call: Call) -> Result<Reply> {
     let server = get(&state, &call.cx, id(&call)?)?;
     let port = view::ports(&state, &server).into_iter().find(|p| p.id.to_string() == call.param("port_id"));
     let port = port.ok_or_else(|| missing(&call))?;
-    Ok(Reply::ok(&json!({"interfaceAttachment": shown(&port)})))
+    Ok(Reply::ok(&json!({"interfaceAttachment": shown(&call, &port)})))
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -85,7 +89,7 @@ pub async fn attach(app: App, call: Call) -> Result<Reply> {
             Ok(port)
         })
         .await?;
-    Ok(Reply::ok(&json!({"interfaceAttachment": shown(&port)})))
+    Ok(Reply::ok(&json!({"interfaceAttachment": shown(&call, &port)})))
 }
 
 /// A port that is not there is 404 here, and 400 in the body of a create.
@@ -106,7 +110,7 @@ pub async fn detach(app: App, call: Call) -> Result<Reply> {
     call.write(&app.cell, move |tx| {
         let mut server = Server::clone(&*changeable(tx, &cx, id)?);
         life::allowed(&server, "detach_interface", &["active", "stopped", "paused"])?;
-        let ports = port::of_device(tx, &server.id.to_string());
+        let ports = port::of_device(tx, &server.id.to_string(), server.project);
         let port = ports
             .iter()
             .find(|p| p.id.to_string() == wanted)

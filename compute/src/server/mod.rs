@@ -186,7 +186,7 @@ pub fn put(tx: &mut Tx, mut server: Server) -> Result<Arc<Server>> {
 
 /// Asks for a server to go: at once when no node has it, else when its node says so.
 pub fn delete(tx: &mut Tx, server: &Server) -> Result<()> {
-    for port in network::port::of_device(tx, &server.id.to_string()) {
+    for port in network::port::of_device(tx, &server.id.to_string(), server.project) {
         match server.own_ports.contains(&port.id) {
             true => network::port::delete(tx, port.id)?,
             false => drop(network::port::unbind(tx, port.id)?),

@@ -501,6 +501,9 @@ fn owner(server: &Server) -> String {
 pub fn plug_port(tx: &mut Tx, cx: &Context, server: &Server, id: Id<Port>) -> Result<Arc<Port>> {
     let port = resource::own::<Port>(tx, cx, id);
     let port = port.map_err(|_| Error::invalid(format!("Port {id} could not be found.")))?;
+    if port.meta.project != server.project {
+        return Err(Error::invalid(format!("Port {id} not usable for instance {}.", server.id)));
+    }
     if !port.device.is_empty() {
         return Err(Error::conflict(format!("Port {id} is still in use.")));
     }

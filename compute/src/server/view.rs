@@ -161,7 +161,7 @@ fn flavor(call: &Call, server: &Server) -> Value {
 
 /// The server's ports in the order of their making.
 pub fn ports(state: &State, server: &Server) -> Vec<Arc<Port>> {
-    port::of_device(state, &server.id.to_string())
+    port::of_device(state, &server.id.to_string(), server.project)
 }
 
 /// Addresses by the name of their network; floating ones after the fixed one they lead to.

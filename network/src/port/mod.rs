@@ -451,9 +451,12 @@ pub fn delete(tx: &mut Tx, id: Id<Port>) -> Result<()> {
     Ok(())
 }
 
-/// The ports of a device, in the order they were made.
-pub fn of_device(state: &State, device: &str) -> Vec<Arc<Port>> {
-    let mut ports: Vec<_> = state.by(&BY_DEVICE, device).cloned().collect();
+/// The ports of a project's device, in the order they were made.
+///
+/// Anyone may write anyone's device into a port of their own: another project's does not count. Source: OSSA-2014-008.
+pub fn of_device(state: &State, device: &str, project: ProjectId) -> Vec<Arc<Port>> {
+    let mut ports: Vec<_> =
+        state.by(&BY_DEVICE, device).filter(|p| p.meta.project == project).cloned().collect();
     ports.sort_by_key(|p| (p.meta.created, p.id));
     ports
 }
