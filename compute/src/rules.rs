@@ -54,6 +54,7 @@ pub const RULES: &[Rule] = &[
     rule("os_compute_api:os-flavor-access:add_tenant_access", ADMIN, "Let a project use a flavor"),
     rule("os_compute_api:os-flavor-extra-specs:index", READER, "See extra specs"),
     rule("os_compute_api:os-flavor-extra-specs:create", ADMIN, "Write extra specs"),
+    rule("os_compute_api:os-aggregates:index", ADMIN, "List aggregates"),
     rule("os_compute_api:os-keypairs:index", OWN, "List keypairs"),
     rule("os_compute_api:os-keypairs:show", OWN, "Show a keypair"),
     rule("os_compute_api:os-keypairs:create", OWN, "Create a keypair"),
