@@ -8,6 +8,9 @@ const MEMBER: &str = "role:admin or (role:member and project_id:%(project_id)s)"
 /// The caller's own things, which no role is needed for.
 const OWN: &str = "role:admin or user_id:%(user_id)s";
 
+/// Everyone in a project, whatever the role; of all projects only an administrator. `@` would make everyone one.
+const ANYONE: &str = "role:admin or project_id:%(project_id)s";
+
 const fn rule(name: &'static str, check: &'static str, about: &'static str) -> Rule {
     Rule { name, check, about }
 }
@@ -46,7 +49,7 @@ pub const RULES: &[Rule] = &[
     rule("os_compute_api:os-attach-interfaces:delete", MEMBER, "Detach an interface"),
     rule("os_compute_api:os-server-password:show", READER, "Read the password that a guest posted"),
     rule("os_compute_api:os-server-password:clear", MEMBER, "Forget the password that a guest posted"),
-    rule("os_compute_api:flavors", "@", "See flavors"),
+    rule("os_compute_api:flavors", ANYONE, "See flavors"),
     rule("os_compute_api:os-flavor-manage:create", ADMIN, "Create a flavor"),
     rule("os_compute_api:os-flavor-manage:update", ADMIN, "Update a flavor"),
     rule("os_compute_api:os-flavor-manage:delete", ADMIN, "Delete a flavor"),
