@@ -24,6 +24,11 @@ pub async fn zones_detail(app: App, _: Call) -> Result<Reply> {
     Ok(Reply::ok(&json!({"availabilityZoneInfo": zone_views(&app, true)})))
 }
 
+/// GET /os-aggregates: there are none yet, and clients ask when they show a hypervisor.
+pub async fn aggregates(_: App, _: Call) -> Result<Reply> {
+    Ok(Reply::ok(&json!({"aggregates": []})))
+}
+
 fn zone_views(app: &App, hosts: bool) -> Vec<Value> {
     let state = app.cell.read();
     let mut zones: BTreeMap<String, Vec<Arc<Node>>> = BTreeMap::new();

@@ -246,6 +246,7 @@ fn other_routes() -> Vec<Route<App>> {
             "os_compute_api:os-availability-zone:detail",
             host::zones_detail,
         ),
+        get("/v2.1/os-aggregates", "os_compute_api:os-aggregates:index", host::aggregates),
         get("/v2.1/os-services", "os_compute_api:os-services:list", host::services),
         put("/v2.1/os-services/{id}", "os_compute_api:os-services:update", host::update_service)
             .since(v(2, 53)),

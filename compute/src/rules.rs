@@ -10,6 +10,9 @@ const ANYONE: &str = "role:admin or project_id:%(project_id)s";
 /// The caller's own things, which no role is needed for.
 const OWN: &str = "role:admin or user_id:%(user_id)s";
 
+/// Everyone in a project, whatever the role; of all projects only an administrator. `@` would make everyone one.
+const ANYONE: &str = "role:admin or project_id:%(project_id)s";
+
 const fn rule(name: &'static str, check: &'static str, about: &'static str) -> Rule {
     Rule { name, check, about }
 }
@@ -56,6 +59,7 @@ pub const RULES: &[Rule] = &[
     rule("os_compute_api:os-flavor-access:add_tenant_access", ADMIN, "Let a project use a flavor"),
     rule("os_compute_api:os-flavor-extra-specs:index", READER, "See extra specs"),
     rule("os_compute_api:os-flavor-extra-specs:create", ADMIN, "Write extra specs"),
+    rule("os_compute_api:os-aggregates:index", ADMIN, "List aggregates"),
     rule("os_compute_api:os-keypairs:index", OWN, "List keypairs"),
     rule("os_compute_api:os-keypairs:show", OWN, "Show a keypair"),
     rule("os_compute_api:os-keypairs:create", OWN, "Create a keypair"),

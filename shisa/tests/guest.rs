@@ -3,67 +3,20 @@
 //! Needs root, QEMU, nft, ssh, ping and `guest/build`; the client's part needs `conformance/clients`. What a machine
 //! cannot do is said and skipped.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 mod support;
 
 use serde_json::Value;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
+use support::real::{Real, lacks, text, top};
 use support::{Cloud, finish, run};
 
 /// The goal for an idle machine is 20 s; this is for one that is busy with other tests.
 const SSH_MAX_SECS: f64 = 120.0;
 
-fn top() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-/// Why this machine cannot run guests.
-fn lacks() -> Option<&'static str> {
-    let there = |program: &str, word: &str| {
-        Command::new(program).arg(word).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
-    };
-    let root = std::fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0);
-    let checks = [
-        (root, "root"),
-        (there("qemu-system-x86_64", "--version"), "qemu-system-x86_64"),
-        (there("nft", "--version"), "nft"),
-        (there("ssh", "-V"), "ssh"),
-        (there("ping", "-V"), "ping"),
-        (top().join("guest/out/guest.qcow2").exists(), "guest/out/guest.qcow2 (guest/build)"),
-    ];
-    checks.iter().find(|(there, _)| !there).map(|(_, what)| *what)
-}
-
-/// A cloud with the demo; everything of it ends with the test.
-struct Real {
-    _dir: tempfile::TempDir,
-    state: PathBuf,
-}
-
-impl Drop for Real {
-    fn drop(&mut self) {
-        let down = run(&self.state, &["down"]);
-        assert!(down.status.success() || std::thread::panicking(), "{}", text(&down));
-    }
-}
-
 impl Real {
-    fn new() -> Real {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
-        let state = dir.path().join("cloud");
-        Real { _dir: dir, state }
-    }
-
-    fn up(&self) -> Cloud {
-        let image = top().join("guest/out/guest.qcow2");
-        Cloud::up_with(&self.state, &["--machine", "qemu", "--demo", "--image", image.to_str().unwrap()])
-    }
-
     /// Runs a command in the demo's guest.
     fn ssh(&self, address: &str, command: &str) -> Output {
         let mut ssh = Command::new("ssh");
@@ -94,10 +47,6 @@ impl Real {
         let runs = vms.filter_map(|vm| std::fs::read(vm.path().join("run.json")).ok());
         runs.map(|run| serde_json::from_slice::<Value>(&run).unwrap()["process"].clone()).collect()
     }
-}
-
-fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 fn said(output: &Output) -> String {
