@@ -488,6 +488,12 @@ struct Run {
 
 fn heading() {
     println!(
+        "simulated nodes: {NODES}; CPU per operation: of the cloud, then of this client; on the right OpenStack"
+    );
+    println!(
+        "and how many times less this takes. An 'until' row gives each operation the time of the last one."
+    );
+    println!(
         "{:<38}{:>6}{:>8}{:>10}{:>10}{:>9}{:>9}{:>9}{:>17} |{:>6}{:>9}{:>8}{:>9}{:>9}",
         "",
         "conn",
