@@ -60,7 +60,7 @@ gate: deps ## format, lints, tests: cheapest first
 	$(MAKE) test
 
 bench: deps ## the figures beside their budgets
-	cargo bench --workspace
+	cargo build --release -p shisa && cargo bench -p bench
 
 conformance: build ## OpenStack's own tests against the cloud that is up: make conformance SUITE=identity
 	conformance/run $(or $(SUITE),identity)
