@@ -11,13 +11,13 @@ PROFILE ?= dev
 SHISA = $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/shisa
 STATE ?= .shisa
 # A test is ended by its own limits; nextest adds one over all and runs tests of different files at once.
-TEST := $(if $(shell command -v cargo-nextest),cargo nextest run,cargo test)
+TEST := $(if $(shell command -v cargo-nextest),cargo nextest run --no-fail-fast,cargo test --no-fail-fast)
 
 # What must be there, each with the Debian package that brings it.
 PROGRAMS := cc:gcc ld.lld:lld qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils nft:nftables ip:iproute2 \
   ssh:openssh-client ping:iputils-ping python3:python3 cpio:cpio zstd:zstd mke2fs:e2fsprogs unshare:util-linux
 
-.PHONY: help deps cargo build up down guest clients test gate bench conformance clean
+.PHONY: help deps cargo build up down guest clients test acceptance gate bench conformance clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -53,6 +53,9 @@ clients: deps ## makes .venv with the openstack client
 
 test: deps guest clients ## every test that does not need hours
 	$(TEST) --workspace
+
+acceptance: deps guest clients ## a user's day with the openstack client on real guests, some minutes
+	cargo test -p shisa --test client -- --ignored --nocapture
 
 gate: deps ## format, lints, tests: cheapest first
 	cargo fmt --all --check

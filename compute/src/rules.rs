@@ -5,8 +5,6 @@ use api::Rule;
 const ADMIN: &str = "role:admin";
 const READER: &str = "role:admin or (role:reader and project_id:%(project_id)s)";
 const MEMBER: &str = "role:admin or (role:member and project_id:%(project_id)s)";
-/// Every project; only an administrator sees what belongs to others (private flavors).
-const ANYONE: &str = "role:admin or project_id:%(project_id)s";
 /// The caller's own things, which no role is needed for.
 const OWN: &str = "role:admin or user_id:%(user_id)s";
 

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::process::Command;
 
 /// From the top. A new crate, or a new row, is its own change with its own reason.
-const ROWS: [&[&str]; 7] = [
+const ROWS: [&[&str]; 8] = [
+    &["bench", "sim"],
     &["shisa"],
     &["platform", "gozer"],
     &["compute"],
