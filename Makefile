@@ -53,8 +53,9 @@ clients: deps ## makes .venv with the openstack client
 
 test: deps guest clients ## every test that does not need hours
 	$(TEST) --workspace
+	$(MAKE) acceptance
 
-acceptance: deps guest clients ## a user's day with the openstack client on real guests, some minutes
+acceptance: deps guest clients ## a user's day with the openstack client on real guests (part of test)
 	cargo test -p shisa --test client -- --ignored --nocapture
 
 gate: deps ## format, lints, tests: cheapest first

@@ -14,7 +14,7 @@ use support::real::{Real, lacks, top};
 const MAX: Duration = Duration::from_secs(900);
 
 #[test]
-#[ignore = "takes some minutes: make acceptance"]
+#[ignore = "wants the machine for itself: make acceptance, which make test runs after the others"]
 fn the_unmodified_client_does_what_a_person_would() {
     let python = top().join(".venv/bin/python");
     let client = top().join(".venv/bin/openstack");
