@@ -22,7 +22,7 @@ const RUN_MAX: Duration = Duration::from_secs(8);
 /// Nor is anything waited for.
 const WAIT_MAX: Duration = Duration::from_secs(180);
 
-/// OpenStack Zed on this kind of machine: /work/shared/peer/BASELINE.md, "Quiet machine (second run)".
+/// OpenStack Zed on this kind of machine: the peer baseline, "Quiet machine (second run)".
 struct Peer {
     connections: usize,
     p50_ms: f64,
