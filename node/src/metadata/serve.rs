@@ -112,14 +112,20 @@ fn is_password(path: &str) -> bool {
 }
 
 /// The guest with a port of this address on the network behind the door.
+///
+/// The guest's own list says which ports are its: what a port says of itself its owner may have written.
 fn find(door: &Door, from: IpAddr) -> Option<Guest> {
     let document = door.document.borrow().clone();
     let has = |port: &Port| match from {
         IpAddr::V6(v6) if v6.is_unicast_link_local() => port.mac.link_local() == v6,
         _ => port.fixed.iter().any(|fixed| fixed.address == from.to_canonical()),
     };
+    let port = document.sections.values().find_map(|section| match section {
+        Section::Port(port) if port.network == door.network && has(port) => Some(port.id),
+        _ => None,
+    })?;
     let vm = document.sections.values().find_map(|section| match section {
-        Section::Port(port) if port.network == door.network && has(port) => port.vm,
+        Section::Vm(vm) if vm.ports.contains(&port) => Some(vm.id),
         _ => None,
     })?;
     Guest::of(&document, vm)
@@ -209,6 +215,15 @@ mod tests {
         assert_eq!(get(&door, password).await, (200, "secret".into()));
         assert_eq!(post(&door, "/openstack/latest/meta_data.json", "x").await.0, 405);
 
+        // A port that claims to be the guest's, and is not in the guest's list. Source: OSSA-2013-033.
+        let mut claimed = Document::clone(&door.document.borrow());
+        for section in claimed.sections.values_mut() {
+            if let Section::Vm(vm) = section {
+                vm.ports.clear();
+            }
+        }
+        let claims = Door { document: watch::channel(Arc::new(claimed)).1, ..door.clone() };
+        assert_eq!(get(&claims, password).await.0, 404);
         let elsewhere = Door { network: Uuid::nil(), ..door };
         assert_eq!(get(&elsewhere, "/latest/meta-data/hostname").await.0, 404);
     }
