@@ -1,10 +1,10 @@
 //! Floating IPs: an address of an external network that leads to a port's fixed address.
 
 use crate::FLOATING_IP;
-use crate::attr::{Meta, MetaBody, Text, input, missing, nullable};
+use crate::attr::{Meta, input, missing, nullable};
 use crate::network::Network;
 use crate::port::{self, NewPort, Port, WantedIp};
-use crate::resource::{self, Resource};
+use crate::resource::{self, Resource, Wanted};
 use crate::router::{self, Router};
 use crate::subnet::Subnet;
 use api::{Call, Target};
@@ -63,9 +63,6 @@ impl Record for FloatingIp {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Body {
-    description: Option<Text>,
-    tenant_id: Option<ProjectId>,
-    project_id: Option<ProjectId>,
     floating_network_id: Option<Id<Network>>,
     floating_ip_address: Option<IpAddr>,
     #[serde(default, deserialize_with = "nullable")]
@@ -81,19 +78,11 @@ impl Resource for FloatingIp {
     const MANY: &'static str = "floatingips";
     const TITLE: &'static str = "Floating IP";
     const NOT_FOUND: &'static str = "FloatingIPNotFound";
+    const NAMED: bool = false;
     type Body = Body;
 
     fn meta(&self) -> &Meta {
         &self.meta
-    }
-
-    fn meta_body(body: &Body) -> MetaBody {
-        MetaBody {
-            name: None,
-            description: body.description.clone(),
-            tenant_id: body.tenant_id,
-            project_id: body.project_id,
-        }
     }
 
     fn view(&self, state: &State, _: &Context) -> Map<String, Value> {
@@ -123,7 +112,12 @@ impl Resource for FloatingIp {
         }
     }
 
-    fn create(tx: &mut Tx, cx: &Context, project: ProjectId, body: &Body) -> Result<Arc<FloatingIp>> {
+    fn create(
+        tx: &mut Tx,
+        cx: &Context,
+        project: ProjectId,
+        body: &Wanted<FloatingIp>,
+    ) -> Result<Arc<FloatingIp>> {
         limit::claim(tx, project, &FLOATING_IP, 1)?;
         let network = body.floating_network_id.ok_or_else(|| missing("floating_network_id"))?;
         let network = resource::get::<Network>(tx, cx, network)?;
@@ -144,7 +138,7 @@ impl Resource for FloatingIp {
             holder: holder.id,
             association: None,
         };
-        floating.meta.apply(&Self::meta_body(body));
+        floating.meta.apply(&body.meta);
         if let Some(port) = body.port_id.flatten() {
             floating.association = Some(associate(tx, cx, &floating, port, body.fixed_ip_address.flatten())?);
         } else if body.fixed_ip_address.flatten().is_some() {
@@ -156,9 +150,14 @@ impl Resource for FloatingIp {
         put(tx, floating)
     }
 
-    fn update(tx: &mut Tx, cx: &Context, old: &FloatingIp, body: &Body) -> Result<Arc<FloatingIp>> {
+    fn update(
+        tx: &mut Tx,
+        cx: &Context,
+        old: &FloatingIp,
+        body: &Wanted<FloatingIp>,
+    ) -> Result<Arc<FloatingIp>> {
         let mut floating = old.clone();
-        floating.meta.apply(&Self::meta_body(body));
+        floating.meta.apply(&body.meta);
         match body.port_id {
             Some(Some(port)) => {
                 floating.association = Some(associate(tx, cx, old, port, body.fixed_ip_address.flatten())?);
@@ -173,7 +172,7 @@ impl Resource for FloatingIp {
                     .ok_or_else(|| input("fixed_ip_address needs a port_id"))?;
                 floating.association = Some(associate(tx, cx, old, port, body.fixed_ip_address.flatten())?);
             }
-            None if body.description.is_none() => floating.association = None,
+            None if body.meta.description.is_none() => floating.association = None,
             None => {}
         }
         floating.meta.touch(tx);

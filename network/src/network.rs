@@ -1,8 +1,8 @@
 //! Networks: one L2 segment each, a VXLAN by its number (`vni`).
 
-use crate::attr::{Flag, Meta, MetaBody, Text, Whole, input, nullable};
+use crate::attr::{Flag, Meta, Text, Whole, input, nullable};
 use crate::port::{self, Port};
-use crate::resource::Resource;
+use crate::resource::{Resource, Wanted};
 use crate::subnet::{self, Subnet};
 use crate::{NETWORK, subnet::BY_NETWORK};
 use api::{Call, Target};
@@ -60,10 +60,6 @@ impl Record for Network {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Body {
-    name: Option<Text>,
-    description: Option<Text>,
-    tenant_id: Option<ProjectId>,
-    project_id: Option<ProjectId>,
     admin_state_up: Option<Flag>,
     shared: Option<Flag>,
     #[serde(rename = "router:external")]
@@ -81,17 +77,6 @@ pub struct Body {
     dns_domain: Option<Text>,
 }
 
-impl Body {
-    fn meta_body(&self) -> MetaBody {
-        MetaBody {
-            name: self.name.clone(),
-            description: self.description.clone(),
-            tenant_id: self.tenant_id,
-            project_id: self.project_id,
-        }
-    }
-}
-
 impl Resource for Network {
     const ONE: &'static str = "network";
     const MANY: &'static str = "networks";
@@ -101,10 +86,6 @@ impl Resource for Network {
 
     fn meta(&self) -> &Meta {
         &self.meta
-    }
-
-    fn meta_body(body: &Body) -> MetaBody {
-        body.meta_body()
     }
 
     fn visible(&self, _: &State, cx: &Context) -> bool {
@@ -149,7 +130,7 @@ impl Resource for Network {
         Ok(())
     }
 
-    fn create(tx: &mut Tx, _: &Context, project: ProjectId, body: &Body) -> Result<Arc<Network>> {
+    fn create(tx: &mut Tx, _: &Context, project: ProjectId, body: &Wanted<Network>) -> Result<Arc<Network>> {
         limit::claim(tx, project, &NETWORK, 1)?;
         let mut network = Network {
             id: tx.new_id(),
@@ -173,7 +154,7 @@ impl Resource for Network {
         })
     }
 
-    fn update(tx: &mut Tx, _: &Context, old: &Network, body: &Body) -> Result<Arc<Network>> {
+    fn update(tx: &mut Tx, _: &Context, old: &Network, body: &Wanted<Network>) -> Result<Arc<Network>> {
         if body.network_type.is_some() || body.physical.is_some() || body.segment.is_some() {
             return Err(input("Plugin does not support updating provider attributes"));
         }
@@ -207,8 +188,8 @@ impl Resource for Network {
     }
 }
 
-fn apply(network: &mut Network, body: &Body) -> Result<()> {
-    network.meta.apply(&body.meta_body());
+fn apply(network: &mut Network, body: &Wanted<Network>) -> Result<()> {
+    network.meta.apply(&body.meta);
     let set = |flag: &Option<Flag>, field: &mut bool| *field = flag.map_or(*field, |f| f.0);
     set(&body.admin_state_up, &mut network.admin_up);
     set(&body.shared, &mut network.shared);

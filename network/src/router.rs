@@ -1,10 +1,10 @@
 //! Routers: interfaces on subnets, a gateway to an external network, extra routes.
 
-use crate::attr::{Flag, Meta, MetaBody, Text, input, nullable};
+use crate::attr::{Flag, Meta, input, nullable};
 use crate::floating_ip;
 use crate::network::Network;
 use crate::port::{self, Fixed, NewPort, Owner, Port, ROUTER_GATEWAY, ROUTER_INTERFACE, WantedIp};
-use crate::resource::{self, Resource};
+use crate::resource::{self, Resource, Wanted};
 use crate::subnet::{self, HostRoute, Subnet};
 use crate::{App, ROUTER, ipam};
 use api::{Call, Reply, Target};
@@ -58,10 +58,6 @@ impl Record for Router {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Body {
-    name: Option<Text>,
-    description: Option<Text>,
-    tenant_id: Option<ProjectId>,
-    project_id: Option<ProjectId>,
     admin_state_up: Option<Flag>,
     #[serde(default, deserialize_with = "nullable")]
     external_gateway_info: Option<Option<WantedGateway>>,
@@ -80,20 +76,6 @@ struct WantedGateway {
     external_fixed_ips: Option<Vec<WantedIp>>,
 }
 
-impl Body {
-    /// A router with a gateway: for the demo and for tests.
-    pub fn with_gateway(name: &str, network: Id<Network>) -> Body {
-        Body {
-            name: Some(Text(name.into())),
-            external_gateway_info: Some(Some(WantedGateway {
-                network_id: Some(network),
-                ..WantedGateway::default()
-            })),
-            ..Body::default()
-        }
-    }
-}
-
 impl Resource for Router {
     const ONE: &'static str = "router";
     const MANY: &'static str = "routers";
@@ -103,15 +85,6 @@ impl Resource for Router {
 
     fn meta(&self) -> &Meta {
         &self.meta
-    }
-
-    fn meta_body(body: &Body) -> MetaBody {
-        MetaBody {
-            name: body.name.clone(),
-            description: body.description.clone(),
-            tenant_id: body.tenant_id,
-            project_id: body.project_id,
-        }
     }
 
     fn view(&self, state: &State, cx: &Context) -> Map<String, Value> {
@@ -155,7 +128,7 @@ impl Resource for Router {
         Ok(())
     }
 
-    fn create(tx: &mut Tx, cx: &Context, project: ProjectId, body: &Body) -> Result<Arc<Router>> {
+    fn create(tx: &mut Tx, cx: &Context, project: ProjectId, body: &Wanted<Router>) -> Result<Arc<Router>> {
         limit::claim(tx, project, &ROUTER, 1)?;
         let id = tx.new_id();
         let mut router =
@@ -164,7 +137,7 @@ impl Resource for Router {
         Ok(tx.put(router)?)
     }
 
-    fn update(tx: &mut Tx, cx: &Context, old: &Router, body: &Body) -> Result<Arc<Router>> {
+    fn update(tx: &mut Tx, cx: &Context, old: &Router, body: &Wanted<Router>) -> Result<Arc<Router>> {
         let mut router = old.clone();
         apply(tx, cx, &mut router, body)?;
         router.meta.touch(tx);
@@ -199,8 +172,8 @@ pub fn of_subnet(state: &State, subnet: &Subnet) -> Option<Id<Router>> {
     holder.or_else(any)?.device.parse().ok()
 }
 
-fn apply(tx: &mut Tx, cx: &Context, router: &mut Router, body: &Body) -> Result<()> {
-    router.meta.apply(&Router::meta_body(body));
+fn apply(tx: &mut Tx, cx: &Context, router: &mut Router, body: &Wanted<Router>) -> Result<()> {
+    router.meta.apply(&body.meta);
     router.admin_up = body.admin_state_up.map_or(router.admin_up, |f| f.0);
     if body.availability_zone_hints.as_ref().is_some_and(|z| z.iter().any(|z| z != "nova")) {
         return Err(

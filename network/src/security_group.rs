@@ -1,8 +1,8 @@
 //! Security groups and their rules; every project has a `default` group from first sight.
 
-use crate::attr::{Flag, Meta, MetaBody, Text, input, missing, nullable};
+use crate::attr::{Flag, Meta, input, missing, nullable};
 use crate::port::{self, Port};
-use crate::resource::{self, Resource};
+use crate::resource::{self, Resource, Wanted};
 use crate::{SECURITY_GROUP, SECURITY_GROUP_RULE};
 use base::node::{self, Direction};
 use base::{Context, Error, Id, IdKind, ProjectId, Result};
@@ -143,10 +143,6 @@ fn put_rule(
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Body {
-    name: Option<Text>,
-    description: Option<Text>,
-    tenant_id: Option<ProjectId>,
-    project_id: Option<ProjectId>,
     stateful: Option<Flag>,
 }
 
@@ -161,15 +157,6 @@ impl Resource for SecurityGroup {
         &self.meta
     }
 
-    fn meta_body(body: &Body) -> MetaBody {
-        MetaBody {
-            name: body.name.clone(),
-            description: body.description.clone(),
-            tenant_id: body.tenant_id,
-            project_id: body.project_id,
-        }
-    }
-
     fn view(&self, state: &State, cx: &Context) -> Map<String, Value> {
         let mut view = self.meta.view(&self.id.to_string());
         let rules: Vec<_> = state.by(&BY_GROUP, self.id).map(|r| r.view(state, cx)).collect();
@@ -179,27 +166,37 @@ impl Resource for SecurityGroup {
         view
     }
 
-    fn create(tx: &mut Tx, _: &Context, project: ProjectId, body: &Body) -> Result<Arc<SecurityGroup>> {
+    fn create(
+        tx: &mut Tx,
+        _: &Context,
+        project: ProjectId,
+        body: &Wanted<SecurityGroup>,
+    ) -> Result<Arc<SecurityGroup>> {
         limit::claim(tx, project, &SECURITY_GROUP, 1)?;
         default(tx, project)?;
-        let name = body.name.clone().unwrap_or_default().0;
+        let name = body.meta.name.clone().unwrap_or_default().0;
         if name == "default" {
             return Err(Error::conflict("Default security group already exists.")
                 .named("SecurityGroupDefaultAlreadyExists"));
         }
         let mut meta = Meta::new(tx, project);
-        meta.apply(&Self::meta_body(body));
+        meta.apply(&body.meta);
         make(tx, meta, body.stateful.is_none_or(|f| f.0))
     }
 
-    fn update(tx: &mut Tx, _: &Context, old: &SecurityGroup, body: &Body) -> Result<Arc<SecurityGroup>> {
-        let renamed = body.name.as_ref().is_some_and(|n| n.0 != old.meta.name);
+    fn update(
+        tx: &mut Tx,
+        _: &Context,
+        old: &SecurityGroup,
+        body: &Wanted<SecurityGroup>,
+    ) -> Result<Arc<SecurityGroup>> {
+        let renamed = body.meta.name.as_ref().is_some_and(|n| n.0 != old.meta.name);
         if old.meta.name == "default" && renamed {
             return Err(Error::conflict("Updating default security group not allowed.")
                 .named("SecurityGroupCannotUpdateDefault"));
         }
         let mut group = old.clone();
-        group.meta.apply(&Self::meta_body(body));
+        group.meta.apply(&body.meta);
         group.stateful = body.stateful.map_or(group.stateful, |f| f.0);
         group.meta.touch(tx);
         Ok(tx.put(group)?)
@@ -230,9 +227,6 @@ impl Resource for SecurityGroup {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RuleBody {
-    description: Option<Text>,
-    tenant_id: Option<ProjectId>,
-    project_id: Option<ProjectId>,
     security_group_id: Option<Id<SecurityGroup>>,
     direction: Option<Direction>,
     ethertype: Option<String>,
@@ -255,19 +249,11 @@ impl Resource for SecurityGroupRule {
     const MANY: &'static str = "security_group_rules";
     const TITLE: &'static str = "Security group rule";
     const NOT_FOUND: &'static str = "SecurityGroupRuleNotFound";
+    const NAMED: bool = false;
     type Body = RuleBody;
 
     fn meta(&self) -> &Meta {
         &self.meta
-    }
-
-    fn meta_body(body: &RuleBody) -> MetaBody {
-        MetaBody {
-            name: None,
-            description: body.description.clone(),
-            tenant_id: body.tenant_id,
-            project_id: body.project_id,
-        }
     }
 
     fn view(&self, _: &State, _: &Context) -> Map<String, Value> {
@@ -294,7 +280,7 @@ impl Resource for SecurityGroupRule {
         tx: &mut Tx,
         cx: &Context,
         project: ProjectId,
-        body: &RuleBody,
+        body: &Wanted<SecurityGroupRule>,
     ) -> Result<Arc<SecurityGroupRule>> {
         let group = body.security_group_id.ok_or_else(|| missing("security_group_id"))?;
         let group = resource::own::<SecurityGroup>(tx, cx, group)?;
@@ -314,10 +300,10 @@ impl Resource for SecurityGroupRule {
         tx: &mut Tx,
         _: &Context,
         old: &SecurityGroupRule,
-        body: &RuleBody,
+        body: &Wanted<SecurityGroupRule>,
     ) -> Result<Arc<SecurityGroupRule>> {
         let mut rule = old.clone();
-        rule.meta.apply(&Self::meta_body(body));
+        rule.meta.apply(&body.meta);
         rule.meta.touch(tx);
         Ok(tx.put(rule)?)
     }
@@ -347,7 +333,7 @@ fn parse_rule(
     cx: &Context,
     group: &SecurityGroup,
     project: ProjectId,
-    body: &RuleBody,
+    body: &Wanted<SecurityGroupRule>,
 ) -> Result<SecurityGroupRule> {
     let v6 = match body.ethertype.as_deref().map(str::to_ascii_lowercase).as_deref() {
         None | Some("ipv4") => false,
@@ -364,7 +350,7 @@ fn parse_rule(
     let number = protocol.as_deref().and_then(|p| protocol_number(p, v6));
     let (min, max) = range(body, number)?;
     let mut meta = Meta::new(tx, project);
-    meta.apply(&SecurityGroupRule::meta_body(body));
+    meta.apply(&body.meta);
     Ok(SecurityGroupRule {
         id: tx.new_id(),
         meta,

@@ -1,11 +1,11 @@
 //! Subnets: a CIDR of a network, its gateway, its pools, and what DHCP and router advertisements say.
 
 use crate::SUBNET;
-use crate::attr::{Flag, Meta, MetaBody, Text, Whole, input, missing, nullable, read_only};
+use crate::attr::{Flag, Meta, Whole, input, missing, nullable, read_only};
 use crate::ipam;
 use crate::network::Network;
 use crate::port::{self, Port};
-use crate::resource::{self, Resource};
+use crate::resource::{self, Resource, Wanted};
 use crate::subnet_pool::{self, SubnetPool};
 use base::node::Ipv6Mode;
 use base::{Context, Error, Id, IdKind, ProjectId, Result};
@@ -81,10 +81,6 @@ impl Record for Subnet {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Body {
-    name: Option<Text>,
-    description: Option<Text>,
-    tenant_id: Option<ProjectId>,
-    project_id: Option<ProjectId>,
     network_id: Option<Id<Network>>,
     ip_version: Option<Whole>,
     #[serde(default, deserialize_with = "nullable")]
@@ -108,19 +104,6 @@ pub struct Body {
     service_types: Option<Vec<String>>,
 }
 
-impl Body {
-    /// The simplest body: for the first start and for tests.
-    pub fn simple(network: Id<Network>, name: &str, cidr: IpNet) -> Body {
-        Body {
-            name: Some(Text(name.into())),
-            network_id: Some(network),
-            ip_version: Some(Whole(if cidr.addr().is_ipv4() { 4 } else { 6 })),
-            cidr: Some(Some(cidr.to_string())),
-            ..Body::default()
-        }
-    }
-}
-
 impl Subnet {
     /// Guests make their own address from the prefix.
     pub fn is_slaac(&self) -> bool {
@@ -137,15 +120,6 @@ impl Resource for Subnet {
 
     fn meta(&self) -> &Meta {
         &self.meta
-    }
-
-    fn meta_body(body: &Body) -> MetaBody {
-        MetaBody {
-            name: body.name.clone(),
-            description: body.description.clone(),
-            tenant_id: body.tenant_id,
-            project_id: body.project_id,
-        }
     }
 
     fn visible(&self, state: &State, cx: &Context) -> bool {
@@ -166,7 +140,7 @@ impl Resource for Subnet {
         view
     }
 
-    fn create(tx: &mut Tx, cx: &Context, project: ProjectId, body: &Body) -> Result<Arc<Subnet>> {
+    fn create(tx: &mut Tx, cx: &Context, project: ProjectId, body: &Wanted<Subnet>) -> Result<Arc<Subnet>> {
         let network = resource::get(tx, cx, body.network_id.ok_or_else(|| missing("network_id"))?)?;
         if !cx.sees(network.meta.project) {
             return Err(Error::forbidden("Only the owner of a network adds subnets to it.")
@@ -201,7 +175,7 @@ impl Resource for Subnet {
         Ok(subnet)
     }
 
-    fn update(tx: &mut Tx, _: &Context, old: &Subnet, body: &Body) -> Result<Arc<Subnet>> {
+    fn update(tx: &mut Tx, _: &Context, old: &Subnet, body: &Wanted<Subnet>) -> Result<Arc<Subnet>> {
         let fixed = [
             ("network_id", body.network_id.is_some()),
             ("cidr", body.cidr.is_some()),
@@ -259,8 +233,8 @@ fn gateway_port(tx: &Tx, subnet: &Subnet) -> Option<Id<Port>> {
     port.owner.is_router().then_some(port.id)
 }
 
-fn apply(subnet: &mut Subnet, body: &Body) -> Result<()> {
-    subnet.meta.apply(&Subnet::meta_body(body));
+fn apply(subnet: &mut Subnet, body: &Wanted<Subnet>) -> Result<()> {
+    subnet.meta.apply(&body.meta);
     if let Some(ranges) = &body.allocation_pools {
         subnet.pools = pools(&subnet.cidr, ranges)?;
     }

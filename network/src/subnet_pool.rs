@@ -1,7 +1,7 @@
 //! Subnet pools: prefixes that subnets are carved from.
 
-use crate::attr::{Flag, Meta, MetaBody, Text, Whole, input, missing, nullable};
-use crate::resource::{self, Resource};
+use crate::attr::{Flag, Meta, Whole, input, missing, nullable};
+use crate::resource::{self, Resource, Wanted};
 use crate::subnet::{self, BY_POOL};
 use crate::{SUBNET_POOL, ipam};
 use api::{Call, Target};
@@ -48,10 +48,6 @@ impl Record for SubnetPool {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Body {
-    name: Option<Text>,
-    description: Option<Text>,
-    tenant_id: Option<ProjectId>,
-    project_id: Option<ProjectId>,
     prefixes: Option<Vec<String>>,
     default_prefixlen: Option<Whole>,
     min_prefixlen: Option<Whole>,
@@ -79,15 +75,6 @@ impl Resource for SubnetPool {
 
     fn meta(&self) -> &Meta {
         &self.meta
-    }
-
-    fn meta_body(body: &Body) -> MetaBody {
-        MetaBody {
-            name: body.name.clone(),
-            description: body.description.clone(),
-            tenant_id: body.tenant_id,
-            project_id: body.project_id,
-        }
     }
 
     fn visible(&self, _: &State, cx: &Context) -> bool {
@@ -118,7 +105,12 @@ impl Resource for SubnetPool {
         }
     }
 
-    fn create(tx: &mut Tx, _: &Context, project: ProjectId, body: &Body) -> Result<Arc<SubnetPool>> {
+    fn create(
+        tx: &mut Tx,
+        _: &Context,
+        project: ProjectId,
+        body: &Wanted<SubnetPool>,
+    ) -> Result<Arc<SubnetPool>> {
         limit::claim(tx, project, &SUBNET_POOL, 1)?;
         let prefixes = prefixes(body.prefixes.as_deref().ok_or_else(|| missing("prefixes"))?)?;
         let v4 = prefixes[0].addr().is_ipv4();
@@ -142,7 +134,12 @@ impl Resource for SubnetPool {
         Ok(tx.put(pool)?)
     }
 
-    fn update(tx: &mut Tx, _: &Context, old: &SubnetPool, body: &Body) -> Result<Arc<SubnetPool>> {
+    fn update(
+        tx: &mut Tx,
+        _: &Context,
+        old: &SubnetPool,
+        body: &Wanted<SubnetPool>,
+    ) -> Result<Arc<SubnetPool>> {
         let mut pool = old.clone();
         if let Some(texts) = &body.prefixes {
             let new = prefixes(texts)?;
@@ -172,8 +169,8 @@ impl Resource for SubnetPool {
     }
 }
 
-fn apply(pool: &mut SubnetPool, body: &Body) -> Result<()> {
-    pool.meta.apply(&SubnetPool::meta_body(body));
+fn apply(pool: &mut SubnetPool, body: &Wanted<SubnetPool>) -> Result<()> {
+    pool.meta.apply(&body.meta);
     let v4 = pool.is_v4();
     if let Some(Whole(n)) = body.max_prefixlen {
         pool.length_max = length(n, v4)?;

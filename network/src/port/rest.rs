@@ -1,9 +1,9 @@
 //! Ports at the API.
 
 use super::{DhcpOption, FLOATING_IP, NewPort, Owner, PAIRS_MAX, Pair, Port, WantedIp, addresses, put};
-use crate::attr::{Flag, Meta, MetaBody, Text, input, missing, nullable, read_only};
+use crate::attr::{Flag, Meta, Text, input, missing, nullable, read_only};
 use crate::network::Network;
-use crate::resource::{self, Resource};
+use crate::resource::{self, Resource, Wanted};
 use crate::security_group::SecurityGroup;
 use api::{Call, Target};
 use base::units::Mac;
@@ -19,10 +19,6 @@ use store::{State, Tx};
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Body {
-    name: Option<Text>,
-    description: Option<Text>,
-    tenant_id: Option<ProjectId>,
-    project_id: Option<ProjectId>,
     network_id: Option<Id<Network>>,
     admin_state_up: Option<Flag>,
     mac_address: Option<Mac>,
@@ -67,15 +63,6 @@ impl Resource for Port {
 
     fn meta(&self) -> &Meta {
         &self.meta
-    }
-
-    fn meta_body(body: &Body) -> MetaBody {
-        MetaBody {
-            name: body.name.clone(),
-            description: body.description.clone(),
-            tenant_id: body.tenant_id,
-            project_id: body.project_id,
-        }
     }
 
     /// A port is its project's, and its network owner's.
@@ -136,7 +123,7 @@ impl Resource for Port {
         }
     }
 
-    fn create(tx: &mut Tx, cx: &Context, project: ProjectId, body: &Body) -> Result<Arc<Port>> {
+    fn create(tx: &mut Tx, cx: &Context, project: ProjectId, body: &Wanted<Port>) -> Result<Arc<Port>> {
         let network = super::network_for(tx, cx, body.network_id.ok_or_else(|| missing("network_id"))?)?;
         let foreign = !cx.sees(network.meta.project);
         if foreign && (!network.shared || body.mac_address.is_some()) {
@@ -159,7 +146,7 @@ impl Resource for Port {
         put(tx, port)
     }
 
-    fn update(tx: &mut Tx, cx: &Context, old: &Port, body: &Body) -> Result<Arc<Port>> {
+    fn update(tx: &mut Tx, cx: &Context, old: &Port, body: &Wanted<Port>) -> Result<Arc<Port>> {
         if body.network_id.is_some() {
             return Err(read_only("network_id"));
         }
@@ -221,8 +208,8 @@ fn groups(
     Ok(ids)
 }
 
-fn apply(port: &mut Port, body: &Body) -> Result<()> {
-    port.meta.apply(&Port::meta_body(body));
+fn apply(port: &mut Port, body: &Wanted<Port>) -> Result<()> {
+    port.meta.apply(&body.meta);
     port.admin_up = body.admin_state_up.map_or(port.admin_up, |f| f.0);
     port.port_security = body.port_security_enabled.map_or(port.port_security, |f| f.0);
     if let Some(pairs) = &body.allowed_address_pairs {
