@@ -2,8 +2,11 @@
 //!
 //! A document is derived from records and never stored by the plane. Its generation is the (epoch, revision) it was
 //! computed at and never goes back; a node refuses an older one. Sections have string keys (`vm/ID`, `port/ID`,
-//! `network/ID`, `router/ID`, `group/ID`, `rules/HASH`, `image/ID`), so that a change costs what it touches.
-//! Own sections are of one node; `network`, `group`, `rules` and `image` are shared by all nodes that need them.
+//! `network/ID`, `members/NETWORK`, `router/ID`, `group/ID`, `rules/HASH`, `image/ID`), so that a change costs what it
+//! touches. `vm` and `port` are of one node; the others are shared by all nodes that need them. `members` and `group`
+//! are sets that may be large: a patch carries what came and what went (`Elements`).
+//!
+//! A node is known to others by its underlay address (`vtep`), so a section says the same to all of them.
 //!
 //! Limits: `DOCUMENT_WAIT_MAX` for one long poll.
 
@@ -39,7 +42,55 @@ pub struct Patch {
     /// The sections are all there are: what is not among them is gone.
     pub whole: bool,
     pub changed: BTreeMap<SectionKey, Section>,
+    /// Sets that the node has already, by what came and what went. Never a key that is in `changed`.
+    #[serde(default)]
+    pub elements: BTreeMap<SectionKey, Elements>,
     pub removed: BTreeSet<SectionKey>,
+}
+
+/// The change of a set: first `gone`, then `come`. An element that changed is among both or in `come` alone.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Elements {
+    Members { come: BTreeMap<Uuid, Member>, gone: BTreeSet<Uuid> },
+    Group { come: BTreeSet<IpAddr>, gone: BTreeSet<IpAddr> },
+}
+
+impl Elements {
+    /// From one version of a set to the next; none when they are not versions of one set.
+    pub fn between(before: &Section, after: &Section) -> Option<Elements> {
+        match (before, after) {
+            (Section::Members(a), Section::Members(b)) if a.network == b.network => Some(Elements::Members {
+                come: b
+                    .ports
+                    .iter()
+                    .filter(|(id, m)| a.ports.get(id) != Some(m))
+                    .map(|(id, m)| (*id, m.clone()))
+                    .collect(),
+                gone: a.ports.keys().filter(|id| !b.ports.contains_key(id)).copied().collect(),
+            }),
+            (Section::Group(a), Section::Group(b)) if a.id == b.id => Some(Elements::Group {
+                come: b.members.difference(&a.members).copied().collect(),
+                gone: a.members.difference(&b.members).copied().collect(),
+            }),
+            _ => None,
+        }
+    }
+
+    fn apply(self, section: &mut Section) {
+        match (self, section) {
+            (Elements::Members { come, gone }, Section::Members(members)) => {
+                members.ports.retain(|id, _| !gone.contains(id));
+                members.ports.extend(come);
+            }
+            (Elements::Group { come, gone }, Section::Group(group)) => {
+                group.members.retain(|address| !gone.contains(address));
+                group.members.extend(come);
+            }
+            // A plane that mixes them up is mended by its next whole document.
+            (Elements::Members { .. } | Elements::Group { .. }, _) => {}
+        }
+    }
 }
 
 impl Document {
@@ -53,6 +104,11 @@ impl Document {
         }
         self.sections.retain(|key, _| !patch.removed.contains(key));
         self.sections.extend(patch.changed);
+        for (key, elements) in patch.elements {
+            if let Some(section) = self.sections.get_mut(&key) {
+                elements.apply(section);
+            }
+        }
         self.generation = patch.generation;
         true
     }
@@ -65,6 +121,8 @@ pub enum SectionKey {
     Vm(Uuid),
     Port(Uuid),
     Network(Uuid),
+    /// Of a network.
+    Members(Uuid),
     Router(Uuid),
     Group(Uuid),
     /// Hash of the rule set (`RuleSet::hash`).
@@ -78,6 +136,7 @@ impl From<SectionKey> for String {
             SectionKey::Vm(id) => format!("vm/{id}"),
             SectionKey::Port(id) => format!("port/{id}"),
             SectionKey::Network(id) => format!("network/{id}"),
+            SectionKey::Members(id) => format!("members/{id}"),
             SectionKey::Router(id) => format!("router/{id}"),
             SectionKey::Group(id) => format!("group/{id}"),
             SectionKey::Rules(hash) => format!("rules/{hash:016x}"),
@@ -97,6 +156,7 @@ impl TryFrom<String> for SectionKey {
             "vm" => SectionKey::Vm(uuid()?),
             "port" => SectionKey::Port(uuid()?),
             "network" => SectionKey::Network(uuid()?),
+            "members" => SectionKey::Members(uuid()?),
             "router" => SectionKey::Router(uuid()?),
             "group" => SectionKey::Group(uuid()?),
             "rules" => SectionKey::Rules(u64::from_str_radix(id, 16).map_err(|_| bad())?),
@@ -112,6 +172,7 @@ pub enum Section {
     Vm(Vm),
     Port(Port),
     Network(Network),
+    Members(Members),
     Router(Router),
     Group(Group),
     Rules(RuleSet),
@@ -182,6 +243,9 @@ pub struct Port {
     pub pairs: Vec<(IpNet, Mac)>,
     /// False: no anti-spoofing, no rules.
     pub port_security: bool,
+    /// Its name in the network's domain; empty: none.
+    #[serde(default)]
+    pub name: String,
     /// The rule set of its security groups together; none: nothing in or out but DHCP and the like.
     pub rules: Option<u64>,
     pub floating: Vec<FloatingIp>,
@@ -219,12 +283,20 @@ pub struct Network {
     pub vni: u32,
     pub mtu: u32,
     pub external: bool,
-    /// The router that a plain default gateway of this network belongs to: its namespace is the network's home.
+    /// The physical network that it is, flat: each node's bridge holds the node's device to it. None: VXLAN.
+    #[serde(default)]
+    pub physical: Option<String>,
+    /// The router that a plain default gateway of this network belongs to.
     pub router: Option<Uuid>,
     pub subnets: Vec<Subnet>,
-    /// Ports of the network that are elsewhere (and here: same list for every node), by port.
-    pub members: BTreeMap<Uuid, Member>,
     pub dns_domain: String,
+}
+
+/// The ports of a network that have a node, this one's too: the same list for every node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Members {
+    pub network: Uuid,
+    pub ports: BTreeMap<Uuid, Member>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -252,12 +324,17 @@ pub enum Ipv6Mode {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     pub mac: Mac,
+    /// Fixed addresses, and those that it was seen to claim by its allowed pairs.
     pub addresses: Vec<IpAddr>,
     /// The underlay address of its node; none while it has no node.
     pub vtep: Option<IpAddr>,
+    /// Its name in the network's domain; empty: none.
+    #[serde(default)]
+    pub name: String,
 }
 
-/// A router with an interface on a network of this node.
+/// A router with an interface on a network of this node. A central one is only in its own node's document; to the
+/// others its interfaces are members of their networks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Router {
     pub id: Uuid,
@@ -266,6 +343,25 @@ pub struct Router {
     pub gateway: Option<RouterGateway>,
     /// Extra routes: destination and next hop.
     pub routes: Vec<(IpNet, IpAddr)>,
+    /// On one node, instead of on every node for its own guests.
+    #[serde(default)]
+    pub central: bool,
+    #[serde(default)]
+    pub forwards: Vec<PortForward>,
+}
+
+/// Ports of a floating address that go to ports of a fixed one, on the node of the fixed one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortForward {
+    pub floating: IpAddr,
+    /// 6 or 17.
+    pub protocol: u8,
+    /// First and last; as many as of `fixed_ports`.
+    pub ports: (u16, u16),
+    pub fixed: IpAddr,
+    pub fixed_ports: (u16, u16),
+    /// The node of the fixed address; none: nothing is forwarded.
+    pub vtep: Option<IpAddr>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -287,6 +383,34 @@ pub struct RouterGateway {
     /// Next hops, one per address family at most.
     pub next_hops: Vec<IpAddr>,
     pub snat: bool,
+    /// The node that answers for `addresses` and for the floating addresses of `PortForward`s, and passes on to the
+    /// others what is theirs. None: no node has a port behind this router.
+    #[serde(default)]
+    pub owner: Option<IpAddr>,
+    /// What each node's guests leave by, when they have no floating address.
+    #[serde(default)]
+    pub shares: Vec<SnatShare>,
+}
+
+/// One node's part of a router's source addresses: a block of ports of an address that nodes share, or an address of
+/// its own with all its ports. ICMP identifiers count as ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnatShare {
+    pub vtep: IpAddr,
+    pub address: IpAddr,
+    /// First and last.
+    pub ports: (u16, u16),
+}
+
+/// Ports in a block, and the first port of the first block: 31 blocks of one address.
+pub const SNAT_BLOCK: u16 = 2048;
+pub const SNAT_BLOCKS: u16 = 31;
+
+impl SnatShare {
+    /// The ports of a block.
+    pub fn block(n: u16) -> (u16, u16) {
+        (SNAT_BLOCK * (n + 1), SNAT_BLOCK * (n + 1) + (SNAT_BLOCK - 1))
+    }
 }
 
 /// The addresses that a rule with a remote group means.
@@ -387,10 +511,14 @@ pub enum VmState {
     Failed,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortReport {
     /// The device is there with all its rules.
     pub up: bool,
+    /// Addresses of its allowed pairs that it announced by gratuitous ARP or neighbour advertisement, and that no
+    /// other port of this node announced later.
+    #[serde(default)]
+    pub claims: BTreeSet<IpAddr>,
 }
 
 /// What a node is, told when it joins and when it changes.
@@ -408,8 +536,11 @@ pub struct Hello {
     /// QEMU's version as 1,000,000 x major + 1,000 x minor + micro.
     pub hypervisor_version: u64,
     pub cpu_info: String,
-    /// Underlay address.
+    /// Underlay address, the same for every other node.
     pub address: IpAddr,
+    /// Physical networks that this node has a device to.
+    #[serde(default)]
+    pub physical: BTreeSet<String>,
     /// Unix time of its boot, in seconds.
     pub booted: i64,
 }
@@ -439,6 +570,27 @@ mod tests {
             ..Patch::default()
         }));
         assert_eq!(document.sections.keys().cloned().collect::<Vec<_>>(), [key(3)]);
+    }
+
+    #[test]
+    fn a_set_is_patched_by_its_elements() {
+        let group = |members: &[&str]| {
+            let members = members.iter().map(|a| a.parse().unwrap()).collect();
+            Section::Group(Group { id: Uuid::nil(), members })
+        };
+        let (before, after) = (group(&["10.0.0.1", "10.0.0.2"]), group(&["10.0.0.2", "10.0.0.3"]));
+        let key = SectionKey::Group(Uuid::nil());
+        let mut document =
+            Document { sections: [(key.clone(), before.clone())].into(), ..Document::default() };
+        let elements = Elements::between(&before, &after).unwrap();
+        assert!(document.patch(Patch { elements: [(key.clone(), elements)].into(), ..Patch::default() }));
+        assert_eq!(document.sections[&key], after);
+    }
+
+    #[test]
+    fn blocks_of_ports_fill_an_address() {
+        assert_eq!(SnatShare::block(0), (2048, 4095));
+        assert_eq!(SnatShare::block(SNAT_BLOCKS - 1), (63488, 65535));
     }
 
     #[test]

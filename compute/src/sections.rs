@@ -37,6 +37,7 @@ fn section(state: &State, _: &str, key: &SectionKey) -> Option<Section> {
         }
         SectionKey::Port(_)
         | SectionKey::Network(_)
+        | SectionKey::Members(_)
         | SectionKey::Router(_)
         | SectionKey::Group(_)
         | SectionKey::Rules(_) => None,

@@ -19,7 +19,7 @@ fn check_routers(gateways: &[bool], expect: &[bool]) {
         }))
         .unwrap();
         let network: Network = serde_json::from_value(serde_json::json!({
-            "id": id(n), "vni": 1, "mtu": 1450, "external": false, "router": null, "members": {},
+            "id": id(n), "vni": 1, "mtu": 1450, "external": false, "router": null,
             "dns_domain": "", "subnets": [{"id": id(n), "cidr": format!("10.{n}.0.0/24"),
                 "gateway": with.then(|| format!("10.{n}.0.1")), "dhcp": true, "dns": [], "routes": [],
                 "ipv6_ra": null, "ipv6_address": null}],

@@ -44,6 +44,8 @@ pub struct Settings {
     pub node_address: IpAddr,
     /// The host's device to the world. None: external networks end at the host.
     pub uplink: Option<String>,
+    /// Physical network to the host's device on it. The device is the network's then: it goes into its bridge.
+    pub physical: BTreeMap<String, String>,
 }
 
 /// What `down` took away.
@@ -115,7 +117,11 @@ impl Fabric {
             let place = Place::Network(port.network);
             port.admin_up && self.taps.contains_key(&port.id) && !failed.contains(&place)
         };
-        Ok(sections.ports.iter().map(|(id, port)| (*id, PortReport { up: up(port) })).collect())
+        Ok(sections
+            .ports
+            .iter()
+            .map(|(id, port)| (*id, PortReport { up: up(port), ..PortReport::default() }))
+            .collect())
     }
 
     fn remember(&mut self, sections: &Sections, wanted: &KernelState) {

@@ -91,9 +91,9 @@ mod tests {
             vni: 1,
             mtu: 1450,
             external: false,
+            physical: None,
             router: None,
             subnets: vec![subnet],
-            members: Default::default(),
             dns_domain: String::new(),
         };
         let interface = RouterInterface {

@@ -250,7 +250,7 @@ impl Kept {
     fn since(&self, after: Generation) -> Option<Patch> {
         if after < self.since || after.epoch != self.newest.epoch || after > self.newest {
             let Document { generation, sections } = whole(self);
-            return Some(Patch { generation, whole: true, changed: sections, removed: BTreeSet::new() });
+            return Some(Patch { generation, whole: true, changed: sections, ..Patch::default() });
         }
         if after == self.newest {
             return None;

@@ -17,6 +17,7 @@ pub mod router;
 pub mod rules;
 pub mod sections;
 pub mod security_group;
+pub mod spread;
 pub mod subnet;
 pub mod subnet_pool;
 mod tag;

@@ -6,12 +6,13 @@ use crate::network::Network;
 use crate::port::{self, Fixed, NewPort, Owner, Port, ROUTER_GATEWAY, ROUTER_INTERFACE, WantedIp};
 use crate::resource::{self, Resource, Wanted};
 use crate::subnet::{self, HostRoute, Subnet};
-use crate::{App, ROUTER, ipam};
+use crate::{App, ROUTER, ipam, spread};
 use api::{Call, Reply, Target};
 use base::{Context, Error, Id, IdKind, ProjectId, Result};
 use identity::limit;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use store::{Index, IndexPart, Record, State, Tx};
 
@@ -26,6 +27,16 @@ pub struct Router {
     pub gateway: Option<Gateway>,
     #[serde(default)]
     pub routes: Vec<HostRoute>,
+    /// Every node routes for its own ports. False: one node does, `host`.
+    #[serde(default = "yes")]
+    pub distributed: bool,
+    /// The node of a central router; none while there is no node.
+    #[serde(default)]
+    pub host: Option<String>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Where a router reaches the outside.
@@ -34,6 +45,12 @@ pub struct Gateway {
     pub network: Id<Network>,
     pub port: Id<Port>,
     pub snat: bool,
+    /// The node that answers for the gateway's addresses.
+    #[serde(default)]
+    pub owner: Option<String>,
+    /// Each node's block of source ports: none is given twice.
+    #[serde(default)]
+    pub blocks: BTreeMap<String, u16>,
 }
 
 impl IdKind for Router {}
@@ -41,10 +58,14 @@ impl IdKind for Router {}
 pub const BY_GATEWAY: Index<Router> =
     Index::many("gateway", |r, keys| keys.extend(r.gateway.as_ref().map(|g| g.network.key())));
 
+/// Central routers by their node.
+pub const BY_HOST: Index<Router> =
+    Index::many("host", |r, keys| keys.extend(r.host.as_ref().map(|h| h.key())));
+
 impl Record for Router {
     const KIND: &'static str = "router";
     type Key = Id<Router>;
-    const INDEXES: &'static [Index<Router>] = &[BY_GATEWAY];
+    const INDEXES: &'static [Index<Router>] = &[BY_GATEWAY, BY_HOST];
 
     fn key(&self) -> Id<Router> {
         self.id
@@ -101,7 +122,7 @@ impl Resource for Router {
         });
         view.extend(shown.as_object().cloned().unwrap_or_default());
         if cx.everywhere {
-            view.insert("distributed".into(), json!(true));
+            view.insert("distributed".into(), json!(self.distributed));
             view.insert("ha".into(), json!(false));
         }
         view
@@ -113,10 +134,8 @@ impl Resource for Router {
                 call.require(&format!("{verb}_router:{attribute}"), &Target::new())?;
             }
         }
-        if body.distributed == Some(Flag(false)) || body.ha == Some(Flag(true)) {
-            return Err(input(
-                "central and HA routers are not offered: every node routes for its own servers",
-            ));
+        if body.ha == Some(Flag(true)) {
+            return Err(input("HA routers are not offered: a central router moves when its node is lost"));
         }
         let gateway = body.external_gateway_info.clone().flatten();
         if gateway.as_ref().is_some_and(|g| g.enable_snat.is_some()) {
@@ -131,17 +150,32 @@ impl Resource for Router {
     fn create(tx: &mut Tx, cx: &Context, project: ProjectId, body: &Wanted<Router>) -> Result<Arc<Router>> {
         limit::claim(tx, project, &ROUTER, 1)?;
         let id = tx.new_id();
-        let mut router =
-            Router { id, meta: Meta::new(tx, project), admin_up: true, gateway: None, routes: Vec::new() };
+        let mut router = Router {
+            id,
+            meta: Meta::new(tx, project),
+            admin_up: true,
+            gateway: None,
+            routes: Vec::new(),
+            distributed: body.distributed.is_none_or(|f| f.0),
+            host: None,
+        };
         apply(tx, cx, &mut router, body)?;
-        Ok(tx.put(router)?)
+        tx.put(router)?;
+        spread::settle(tx, id)
     }
 
     fn update(tx: &mut Tx, cx: &Context, old: &Router, body: &Wanted<Router>) -> Result<Arc<Router>> {
         let mut router = old.clone();
+        if body.distributed.is_some_and(|f| f.0 != router.distributed) && router.admin_up {
+            return Err(bad_router(
+                "Cannot upgrade active router to distributed or back. Please set router admin_state_up to False first",
+            ));
+        }
+        router.distributed = body.distributed.map_or(router.distributed, |f| f.0);
         apply(tx, cx, &mut router, body)?;
         router.meta.touch(tx);
-        Ok(tx.put(router)?)
+        tx.put(router)?;
+        spread::settle(tx, old.id)
     }
 
     fn delete(tx: &mut Tx, _: &Context, old: &Router) -> Result<()> {
@@ -220,7 +254,8 @@ fn set_gateway(tx: &mut Tx, cx: &Context, router: &mut Router, wanted: Option<&W
         ..NewPort::default()
     };
     let port = port::create(tx, ProjectId::ZERO, &new)?;
-    router.gateway = Some(Gateway { network: network.id, port: port.id, snat });
+    router.gateway =
+        Some(Gateway { network: network.id, port: port.id, snat, owner: None, blocks: BTreeMap::new() });
     Ok(())
 }
 
@@ -285,6 +320,7 @@ pub async fn add_interface(app: App, call: Call) -> Result<Reply> {
                 (Some(_), Some(_)) => return Err(bad_router("Cannot specify both subnet-id and port-id")),
                 (None, None) => return Err(bad_router("Either subnet_id or port_id must be specified")),
             };
+            spread::settle(tx, id)?;
             Ok(interface_view(&router, &port))
         })
         .await?;
@@ -300,6 +336,7 @@ pub async fn remove_interface(app: App, call: Call) -> Result<Reply> {
             let port = find_interface(tx, &router, &body)?;
             let mut view = interface_view(&router, &port);
             unplug(tx, &router, &port, body.subnet_id)?;
+            spread::settle(tx, id)?;
             if let Some(subnet) = body.subnet_id {
                 view["subnet_id"] = json!(subnet);
             }

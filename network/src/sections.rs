@@ -2,7 +2,7 @@
 
 use crate::floating_ip::{self, FloatingIp};
 use crate::network::Network;
-use crate::port::{self, Port, ROUTER_INTERFACE};
+use crate::port::{self, Port, ROUTER_GATEWAY, ROUTER_INTERFACE};
 use crate::router::{self, Router};
 use crate::security_group::{self, SecurityGroup, SecurityGroupRule};
 use crate::subnet::{self, Subnet};
@@ -11,6 +11,7 @@ use base::node::{self, Section, SectionKey};
 use fleet::{Source, Touched};
 use ipnet::IpNet;
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use store::{Entry, State};
 
@@ -21,6 +22,7 @@ fn keys_of_node(state: &State, host: &str) -> BTreeSet<SectionKey> {
     for port in state.by(&port::BY_HOST, host).filter(|p| p.owner.is_compute()) {
         keys.insert(SectionKey::Port(port.id.uuid()));
         networks.insert(port.network);
+        keys.insert(SectionKey::Members(port.network.uuid()));
         let Some(rules) = security_group::rule_set(state, port) else { continue };
         for rule in &rules.rules {
             if let node::Remote::Group(group) = rule.remote {
@@ -29,13 +31,19 @@ fn keys_of_node(state: &State, host: &str) -> BTreeSet<SectionKey> {
         }
         keys.insert(SectionKey::Rules(rules.hash()));
     }
-    let routers: BTreeSet<Id<Router>> = networks.iter().flat_map(|n| routers_of(state, *n)).collect();
+    let distributed = |r: &Id<Router>| state.get::<Router>(r).is_some_and(|r| r.distributed);
+    let mut routers: BTreeSet<Id<Router>> =
+        networks.iter().flat_map(|n| routers_of(state, *n)).filter(distributed).collect();
+    routers.extend(state.by(&router::BY_HOST, host).map(|r| r.id));
     for router in &routers {
         keys.insert(SectionKey::Router(router.uuid()));
         networks.extend(router::interfaces(state, *router).map(|p| p.network));
         networks.extend(state.get::<Router>(router).and_then(|r| r.gateway.as_ref()).map(|g| g.network));
     }
-    keys.extend(networks.iter().map(|n| SectionKey::Network(n.uuid())));
+    for network in networks {
+        keys.insert(SectionKey::Network(network.uuid()));
+        keys.insert(SectionKey::Members(network.uuid()));
+    }
     keys
 }
 
@@ -56,6 +64,9 @@ fn section(state: &State, host: &str, key: &SectionKey) -> Option<Section> {
         }
         SectionKey::Network(id) => {
             state.get::<Network>(&Id::from_uuid(*id)).map(|n| Section::Network(network_section(state, n)))
+        }
+        SectionKey::Members(id) => {
+            state.get::<Network>(&Id::from_uuid(*id)).map(|n| Section::Members(members_section(state, n)))
         }
         SectionKey::Router(id) => {
             state.get::<Router>(&Id::from_uuid(*id)).map(|r| Section::Router(router_section(state, r)))
@@ -96,6 +107,7 @@ fn port_section(state: &State, port: &Port) -> node::Port {
             .collect(),
         pairs: port.pairs.iter().map(|p| (p.net, p.mac.unwrap_or(port.mac))).collect(),
         port_security: port.port_security,
+        name: port.dns_name.clone(),
         rules: security_group::rule_set(state, port).map(|set| set.hash()),
         floating: floating.collect(),
         dhcp_options: options.collect(),
@@ -106,17 +118,25 @@ fn network_section(state: &State, network: &Network) -> node::Network {
     let subnets: Vec<&Arc<Subnet>> = state.by(&subnet::BY_NETWORK, network.id).collect();
     let home =
         (!network.external).then(|| subnets.iter().find_map(|s| router::of_subnet(state, s))).flatten();
-    // Members of an external network are no concern of a node: its routers are reached by their addresses.
-    let members = state.by(&port::BY_NETWORK, network.id).filter(|p| !network.external && !p.host.is_empty());
     node::Network {
         id: network.id.uuid(),
         vni: network.vni,
         mtu: network.mtu,
         external: network.external,
+        physical: network.physical.clone(),
         router: home.map(|r| r.uuid()),
         subnets: subnets.iter().map(|s| subnet_section(s)).collect(),
-        members: members.map(|p| (p.id.uuid(), member(state, p))).collect(),
         dns_domain: network.dns_domain.clone(),
+    }
+}
+
+/// Routers reach each other on an external network by their addresses, so their gateways are no members of it.
+fn members_section(state: &State, network: &Network) -> node::Members {
+    let on = state.by(&port::BY_NETWORK, network.id);
+    let bound = on.filter(|p| !p.host.is_empty() && p.owner.0 != ROUTER_GATEWAY);
+    node::Members {
+        network: network.id.uuid(),
+        ports: bound.map(|p| (p.id.uuid(), member(state, p))).collect(),
     }
 }
 
@@ -125,6 +145,7 @@ fn member(state: &State, port: &Port) -> node::Member {
         mac: port.mac,
         addresses: port.fixed.iter().map(|f| f.address).collect(),
         vtep: fleet::node::address(state, &port.host),
+        name: port.dns_name.clone(),
     }
 }
 
@@ -165,6 +186,8 @@ fn router_section(state: &State, router: &Router) -> node::Router {
             addresses: with_prefix(state, port),
             next_hops: router::next_hops(state, g.network),
             snat: g.snat,
+            owner: g.owner.as_deref().and_then(|name| fleet::node::address(state, name)),
+            shares: shares(state, g, port),
         })
     });
     node::Router {
@@ -173,7 +196,19 @@ fn router_section(state: &State, router: &Router) -> node::Router {
         interfaces: interfaces.collect(),
         gateway,
         routes: router.routes.iter().map(|r| (r.destination, r.nexthop)).collect(),
+        central: !router.distributed,
+        forwards: Vec::new(),
     }
+}
+
+/// The blocks of the first IPv4 address of a gateway.
+fn shares(state: &State, gateway: &router::Gateway, port: &Port) -> Vec<node::SnatShare> {
+    let first = port.fixed.iter().map(|f| f.address).find(IpAddr::is_ipv4);
+    let share = |(name, block): (&String, &u16)| {
+        let (vtep, address) = (fleet::node::address(state, name)?, first?);
+        Some(node::SnatShare { vtep, address, ports: node::SnatShare::block(*block) })
+    };
+    gateway.blocks.iter().filter_map(share).collect()
 }
 
 fn group_section(state: &State, group: Id<SecurityGroup>) -> node::Group {
@@ -192,7 +227,7 @@ fn touch_port(touched: &mut Touched, port: &Port, membership: bool) {
         touched.hosts.insert(port.host.clone());
     }
     if membership {
-        touched.key(SectionKey::Network(port.network.uuid()));
+        touched.key(SectionKey::Members(port.network.uuid()));
         port.groups.iter().for_each(|g| touched.key(SectionKey::Group(g.uuid())));
     }
     if port.owner.is_router() {
@@ -222,7 +257,13 @@ fn touched(state: &State, entry: &Entry) -> Touched {
                     .for_each(|r| touched.key(SectionKey::Router(r.uuid())));
             }
         } else if let Some((before, after)) = change.of::<Router>() {
-            before.into_iter().chain(after).for_each(|r| touched.holders(SectionKey::Router(r.id.uuid())));
+            for router in before.into_iter().chain(after) {
+                touched.holders(SectionKey::Router(router.id.uuid()));
+                touched.hosts.extend(router.host.clone());
+                // What a network's holders need depends on which routers are distributed.
+                let networks = router::interfaces(state, router.id).map(|p| p.network);
+                networks.for_each(|n| touched.holders(SectionKey::Network(n.uuid())));
+            }
         } else if let Some((before, after)) = change.of::<FloatingIp>() {
             let at = before.into_iter().chain(after).filter_map(|f| f.association.as_ref());
             at.for_each(|a| touched.key(SectionKey::Port(a.port.uuid())));

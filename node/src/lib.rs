@@ -30,6 +30,7 @@ use base::{Error, Result};
 use ledger::Ledger;
 use network::Network;
 use observed::Observed;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -48,6 +49,8 @@ pub struct Settings {
     pub cloud: u32,
     /// The device to the world outside.
     pub uplink: Option<String>,
+    /// Physical network to the device on it.
+    pub physical: BTreeMap<String, String>,
     /// Underlay address.
     pub address: IpAddr,
     /// False: no network is made, and a guest with ports does not start.
@@ -161,6 +164,7 @@ impl Node {
             cloud: settings.cloud,
             node_address: settings.address,
             uplink: settings.uplink.clone(),
+            physical: settings.physical.clone(),
         };
         Ok(Some(Arc::new(Network::new(fabric::Fabric::open(fabric).await?))))
     }
@@ -179,6 +183,7 @@ impl Node {
             hypervisor_version: 0,
             cpu_info: String::new(),
             address: settings.address,
+            physical: settings.physical.keys().cloned().collect(),
             booted: 0,
         }
     }

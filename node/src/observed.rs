@@ -165,7 +165,7 @@ impl State {
             match (self.vms.get(&id), self.ports.get(&id)) {
                 (None, None) => _ = report.gone.insert(id),
                 (Some(vm), _) => _ = report.vms.insert(id, vm.clone()),
-                (None, Some(port)) => _ = report.ports.insert(id, *port),
+                (None, Some(port)) => _ = report.ports.insert(id, port.clone()),
             }
         }
         self.whole = false;

@@ -68,7 +68,10 @@ impl Machine {
             match key {
                 SectionKey::Vm(id) => self.vm(*id, vm_of(document, *id)),
                 SectionKey::Port(id) => {
-                    let port = document.sections.contains_key(key).then_some(PortReport { up: true });
+                    let port = document
+                        .sections
+                        .contains_key(key)
+                        .then_some(PortReport { up: true, ..PortReport::default() });
                     self.observed.port(*id, port);
                 }
                 _ => {}

@@ -33,9 +33,9 @@ fn network() -> Network {
         vni: 4242,
         mtu: 1450,
         external: false,
+        physical: None,
         router: None,
         subnets: vec![subnet],
-        members: Default::default(),
         dns_domain: String::new(),
     }
 }
@@ -80,6 +80,7 @@ fn port(n: u8, vm: Uuid) -> Port {
         rules: Some(rules().hash()),
         floating: vec![],
         dhcp_options: vec![],
+        name: String::new(),
     }
 }
 
@@ -113,7 +114,12 @@ async fn a_guest_gets_its_address_its_metadata_and_another_card() {
     }
     let plane = Plane::new();
     let state = State::new();
-    let _net = Net(fabric::Settings { cloud: state.1, node_address: [127, 0, 0, 1].into(), uplink: None });
+    let _net = Net(fabric::Settings {
+        cloud: state.1,
+        node_address: [127, 0, 0, 1].into(),
+        uplink: None,
+        physical: Default::default(),
+    });
     let image = Uuid::from_u128(7);
     let mut wish = Vm { image: Some(image), ..vm(1) };
     let id = wish.id;

@@ -19,6 +19,7 @@ fn start(plane: &Arc<Plane>, n: u128, delay: Duration) -> (Node, tokio::task::Jo
         machine: MachineKind::Simulated(Simulated { delay, ..Simulated::default() }),
         cloud: 1,
         uplink: None,
+        physical: Default::default(),
         address: [127, 0, 0, 1].into(),
         fabric: false,
         guest_uids: None,

@@ -190,6 +190,7 @@ fn settings(ids: &Ids, state: &std::path::Path, wishes: &Wishes) -> Vec<Settings
             fabric: ids.machine == Machine::Qemu,
             cloud: ids.cloud,
             uplink: wishes.uplink.clone(),
+            physical: BTreeMap::new(),
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
             guest_uids: machine::guest_uids(ids.cloud, state),
             name,

@@ -6,6 +6,7 @@ use crate::state::{Directory, Ids};
 use base::{Error, Result};
 use fabric::{Fabric, Removed};
 use node::Ending;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
@@ -56,7 +57,8 @@ pub async fn end(directory: &Directory, ids: &Ids, ending: Ending) -> Result<()>
         node::down(&node, ids.cloud, ending).await?;
     }
     let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let settings = fabric::Settings { cloud: ids.cloud, node_address: address, uplink: None };
+    let settings =
+        fabric::Settings { cloud: ids.cloud, node_address: address, uplink: None, physical: BTreeMap::new() };
     // A step that was cut off may have made something while the first look was taken.
     for _ in 0..LOOKS_MAX {
         if Fabric::down(&settings).await? == Removed::default() {

@@ -28,6 +28,7 @@ pub fn hello(name: &str, memory_mib: u64) -> Hello {
         hypervisor_version: 9_000_000,
         cpu_info: String::new(),
         address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        physical: Default::default(),
         booted: 0,
     }
 }

@@ -18,7 +18,7 @@ use crate::Settings;
 use crate::state::{
     BRIDGE, HOST_LEG, KernelState, Link, LinkKind, Place, Space, Table, host_device, own_mac,
 };
-use base::node::{Document, Group, Network, Port, Router, RuleSet, Section, SectionKey, Vm};
+use base::node::{Document, Group, Members, Network, Port, Router, RuleSet, Section, SectionKey, Vm};
 use base::units::Mac;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,6 +43,8 @@ pub struct Sections<'a> {
     pub vms: BTreeMap<Uuid, &'a Vm>,
     pub ports: BTreeMap<Uuid, &'a Port>,
     pub networks: BTreeMap<Uuid, &'a Network>,
+    /// By network.
+    pub members: BTreeMap<Uuid, &'a Members>,
     pub routers: BTreeMap<Uuid, &'a Router>,
     pub groups: BTreeMap<Uuid, &'a Group>,
     pub rules: BTreeMap<u64, &'a RuleSet>,
@@ -56,6 +58,7 @@ impl<'a> Sections<'a> {
                 Section::Vm(vm) => drop(out.vms.insert(vm.id, vm)),
                 Section::Port(port) => drop(out.ports.insert(port.id, port)),
                 Section::Network(network) => drop(out.networks.insert(network.id, network)),
+                Section::Members(members) => drop(out.members.insert(members.network, members)),
                 Section::Router(router) => drop(out.routers.insert(router.id, router)),
                 Section::Group(group) => drop(out.groups.insert(group.id, group)),
                 Section::Rules(rules) => {

@@ -9,7 +9,7 @@
 use super::{METADATA, Sections, link, plug_network, sysctls, table};
 use crate::Settings;
 use crate::state::{KernelState, Link, LinkKind, Place, Set, Space, Table, leg, leg_port};
-use base::node::{FloatingIp, Network, Router, RouterGateway};
+use base::node::{FloatingIp, Member, Network, Router, RouterGateway};
 use base::units::Mac;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::collections::{BTreeMap, BTreeSet};
@@ -64,7 +64,12 @@ pub fn plug(s: &Sections, state: &mut KernelState, router: &Router) {
         let name = leg(interface.port, false);
         add_leg(state, router, network, (interface.port, &name, interface.mac), addresses);
         let Some(space) = state.places.get_mut(&Place::Router(router.id)) else { continue };
-        space.neighbours.extend(members(network, &interface.addresses, &name));
+        let members = s.members.get(&network.id).map(|members| &members.ports);
+        space.neighbours.extend(neighbours(
+            members.into_iter().flat_map(BTreeMap::values),
+            &interface.addresses,
+            &name,
+        ));
     }
     let gateway = router.gateway.as_ref();
     if let Some((gateway, network)) = gateway.and_then(|g| Some((g, s.networks.get(&g.network)?))) {
@@ -114,9 +119,13 @@ fn add_leg(
 }
 
 /// Static neighbours of a leg: the members of the network within the subnets of the leg, without the leg itself.
-fn members(network: &Network, own: &[IpNet], device: &str) -> BTreeMap<(String, IpAddr), Mac> {
+fn neighbours<'a>(
+    members: impl Iterator<Item = &'a Member>,
+    own: &[IpNet],
+    device: &str,
+) -> BTreeMap<(String, IpAddr), Mac> {
     let mut out = BTreeMap::new();
-    for member in network.members.values() {
+    for member in members {
         let here = |a: &&IpAddr| own.iter().any(|net| net.contains(*a) && net.addr() != **a);
         for address in member.addresses.iter().filter(here) {
             out.insert((device.to_string(), *address), member.mac);

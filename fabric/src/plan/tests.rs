@@ -26,9 +26,9 @@ fn network(n: u8, cidr: &str, external: bool) -> Network {
         vni: n.into(),
         mtu: 1450,
         external,
+        physical: None,
         router: None,
         subnets: vec![subnet],
-        members: BTreeMap::new(),
         dns_domain: String::new(),
     }
 }
@@ -46,6 +46,7 @@ fn port(n: u8, network: u8, address: &str, rules: Option<u64>) -> Port {
         rules,
         floating: Vec::new(),
         dhcp_options: Vec::new(),
+        name: String::new(),
     }
 }
 
@@ -79,9 +80,15 @@ fn sections() -> BTreeMap<SectionKey, Section> {
     }];
     let mut open = port(2, 1, "10.0.0.6", None);
     open.port_security = false;
-    let mut inner = network(1, "10.0.0.0/24", false);
-    let member = |port: &Port| Member { mac: port.mac, addresses: vec![port.fixed[0].address], vtep: None };
-    inner.members = [(one.id, member(&one)), (open.id, member(&open))].into();
+    let inner = network(1, "10.0.0.0/24", false);
+    let member = |port: &Port| Member {
+        mac: port.mac,
+        addresses: vec![port.fixed[0].address],
+        vtep: None,
+        name: String::new(),
+    };
+    let ports = [(one.id, member(&one)), (open.id, member(&open))].into();
+    let members = Members { network: inner.id, ports };
     let interface = RouterInterface {
         port: id(5, 1),
         network: id(1, 1),
@@ -95,6 +102,8 @@ fn sections() -> BTreeMap<SectionKey, Section> {
         addresses: vec!["198.51.100.10/24".parse().unwrap()],
         next_hops: vec!["198.51.100.1".parse().unwrap()],
         snat: true,
+        owner: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        shares: Vec::new(),
     };
     let router = Router {
         id: id(4, 1),
@@ -102,11 +111,14 @@ fn sections() -> BTreeMap<SectionKey, Section> {
         interfaces: vec![interface],
         gateway: Some(gateway),
         routes: vec![("10.9.0.0/16".parse().unwrap(), "10.0.0.6".parse().unwrap())],
+        central: false,
+        forwards: Vec::new(),
     };
     let group = Group { id: id(7, 1), members: ["10.0.0.5".parse().unwrap()].into() };
     [
         (SectionKey::Port(one.id), Section::Port(one)),
         (SectionKey::Port(open.id), Section::Port(open)),
+        (SectionKey::Members(inner.id), Section::Members(members)),
         (SectionKey::Network(inner.id), Section::Network(inner)),
         (SectionKey::Network(id(1, 9)), Section::Network(network(9, "198.51.100.0/24", true))),
         (SectionKey::Router(router.id), Section::Router(router)),
@@ -119,7 +131,12 @@ fn sections() -> BTreeMap<SectionKey, Section> {
 fn planned(sections: BTreeMap<SectionKey, Section>, uplink: Option<&str>) -> KernelState {
     let document = Document { sections, ..Document::default() };
     let uplink = uplink.map(str::to_string);
-    let settings = Settings { cloud: 0xfeed, node_address: IpAddr::V4(Ipv4Addr::LOCALHOST), uplink };
+    let settings = Settings {
+        cloud: 0xfeed,
+        node_address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        uplink,
+        physical: BTreeMap::new(),
+    };
     plan(&Sections::of(&document), &settings, Tracking::BrNetfilter)
 }
 

@@ -151,6 +151,7 @@ impl World {
             Section::Vm(x) => SectionKey::Vm(x.id),
             Section::Port(x) => SectionKey::Port(x.id),
             Section::Network(x) => SectionKey::Network(x.id),
+            Section::Members(x) => SectionKey::Members(x.network),
             Section::Router(x) => SectionKey::Router(x.id),
             Section::Group(x) => SectionKey::Group(x.id),
             Section::Rules(x) => SectionKey::Rules(x.hash()),
@@ -212,7 +213,7 @@ impl Drop for World {
 }
 
 pub fn settings(cloud: u32) -> Settings {
-    Settings { cloud, node_address: "127.0.0.1".parse().unwrap(), uplink: None }
+    Settings { cloud, node_address: "127.0.0.1".parse().unwrap(), uplink: None, physical: Default::default() }
 }
 
 pub fn id(kind: u8, n: u8) -> Uuid {
@@ -241,9 +242,9 @@ pub fn network(n: u8, cidr: &str) -> Network {
         vni: n.into(),
         mtu: 1450,
         external: false,
+        physical: None,
         router: None,
         subnets: vec![subnet],
-        members: BTreeMap::new(),
         dns_domain: "example.org.".to_string(),
     }
 }
@@ -262,6 +263,7 @@ pub fn port(n: u8, network: Uuid, address: &str, rules: Option<u64>) -> Port {
         rules,
         floating: Vec::new(),
         dhcp_options: Vec::new(),
+        name: String::new(),
     }
 }
 
@@ -274,7 +276,15 @@ pub fn router(n: u8, legs: &[(Uuid, &str)]) -> Router {
         addresses: vec![address.parse().unwrap()],
     };
     let interfaces = legs.iter().enumerate().map(interface).collect();
-    Router { id: id(4, n), admin_up: true, interfaces, gateway: None, routes: Vec::new() }
+    Router {
+        id: id(4, n),
+        admin_up: true,
+        interfaces,
+        gateway: None,
+        routes: Vec::new(),
+        central: false,
+        forwards: Vec::new(),
+    }
 }
 
 pub fn gateway(n: u8, network: Uuid, address: &str, hop: &str) -> RouterGateway {
@@ -285,6 +295,8 @@ pub fn gateway(n: u8, network: Uuid, address: &str, hop: &str) -> RouterGateway 
         addresses: vec![address.parse().unwrap()],
         next_hops: vec![hop.parse().unwrap()],
         snat: true,
+        owner: Some("127.0.0.1".parse().unwrap()),
+        shares: Vec::new(),
     }
 }
 

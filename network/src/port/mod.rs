@@ -7,7 +7,7 @@ use crate::floating_ip;
 use crate::network::{self, Network};
 use crate::security_group::{self, SecurityGroup};
 use crate::subnet::{self, Subnet};
-use crate::{PORT, ipam};
+use crate::{PORT, ipam, spread};
 use base::units::Mac;
 use base::{Error, Id, IdKind, ProjectId, Result};
 use identity::limit;
@@ -403,12 +403,14 @@ pub fn change(tx: &mut Tx, id: Id<Port>, change: impl FnOnce(&mut Port)) -> Resu
 
 /// Binds a port to a device on a node.
 pub fn bind(tx: &mut Tx, id: Id<Port>, device: &str, owner: &str, host: &str) -> Result<Arc<Port>> {
-    change(tx, id, |port| {
+    let port = change(tx, id, |port| {
         port.device = device.into();
         port.owner = Owner(owner.into());
         port.host = host.into();
         port.up = false;
-    })
+    })?;
+    spread::port_bound(tx, &port)?;
+    Ok(port)
 }
 
 /// Lets go of a port that its user made.

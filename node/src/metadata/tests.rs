@@ -29,9 +29,9 @@ pub fn document(address: &str) -> Document {
         vni: 7,
         mtu: 1450,
         external: false,
+        physical: None,
         router: None,
         subnets: vec![subnet(1, "10.0.0.0/24", true), subnet(2, "10.1.0.0/24", false)],
-        members: Default::default(),
         dns_domain: String::new(),
     };
     let fixed = |n, address: &str| FixedIp { subnet: Uuid::from_u128(n), address: address.parse().unwrap() };
@@ -52,6 +52,7 @@ pub fn document(address: &str) -> Document {
             network: Uuid::nil(),
         }],
         dhcp_options: vec![],
+        name: String::new(),
     };
     let metadata = GuestMetadata {
         name: "vm 1".into(),

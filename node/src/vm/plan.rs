@@ -326,6 +326,7 @@ mod tests {
             rules: None,
             floating: vec![],
             dhcp_options: vec![],
+            name: String::new(),
         };
         let mut wanted = guest(Power::On, 0, false);
         wanted.vm.ports = [2, 3, 4].map(Uuid::from_u128).into();

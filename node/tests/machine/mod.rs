@@ -83,6 +83,7 @@ impl Running {
             machine: MachineKind::Qemu,
             cloud: state.1,
             uplink: None,
+            physical: Default::default(),
             address: [127, 0, 0, 1].into(),
             fabric,
             guest_uids: Some(1_700_000_000),
