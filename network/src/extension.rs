@@ -6,11 +6,13 @@ use base::{Error, Result};
 use serde_json::{Value, json};
 
 /// Alias and name.
-const EXTENSIONS: [(&str, &str); 29] = [
+const EXTENSIONS: &[(&str, &str)] = &[
+    ("agent", "agent"),
     ("allowed-address-pairs", "Allowed Address Pairs"),
     ("availability_zone", "Availability Zone"),
     ("binding", "Port Binding"),
     ("binding-extended", "Port Bindings Extended"),
+    ("dvr", "Distributed Virtual Router"),
     ("ext-gw-mode", "Neutron L3 Configurable external gateway mode"),
     ("external-net", "Neutron external network"),
     ("extra_dhcp_opt", "Neutron Extra DHCP options"),
@@ -29,6 +31,7 @@ const EXTENSIONS: [(&str, &str); 29] = [
     ("router", "Neutron L3 Router"),
     ("router_availability_zone", "Router Availability Zone"),
     ("security-group", "security-group"),
+    ("service-type", "Neutron Service Type Management"),
     ("sorting", "Sorting support"),
     ("standard-attr-description", "standard-attr-description"),
     ("standard-attr-revisions", "Resource revision numbers"),
@@ -36,6 +39,7 @@ const EXTENSIONS: [(&str, &str); 29] = [
     ("standard-attr-timestamp", "Resource timestamps"),
     ("stateful-security-group", "Stateful security group"),
     ("subnet_allocation", "Subnet Allocation"),
+    ("tag", "Tag support"),
 ];
 
 fn view(alias: &str, name: &str) -> Value {
@@ -84,8 +88,8 @@ pub async fn resources(_: App, call: Call) -> Result<Reply> {
     Ok(Reply::ok(&json!({"resources": RESOURCES.iter().map(one).collect::<Vec<_>>()})))
 }
 
-/// GET /v2.0/availability_zones
-pub async fn zones(_: App, _: Call) -> Result<Reply> {
-    let zone = |resource: &str| json!({"name": "nova", "resource": resource, "state": "available"});
-    Ok(Reply::ok(&json!({"availability_zones": [zone("network"), zone("router")]})))
+/// GET /v2.0/service-providers: what a router flavor could choose from; there is one way to route.
+pub async fn providers(_: App, call: Call) -> Result<Reply> {
+    let one = json!({"service_type": "L3_ROUTER_NAT", "name": "shisa", "default": true});
+    crate::resource::answer(&call, "service_providers", one.as_object().cloned().into_iter().collect())
 }

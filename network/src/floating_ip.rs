@@ -38,6 +38,7 @@ pub struct Association {
 
 impl IdKind for FloatingIp {}
 
+pub const BY_NETWORK: Index<FloatingIp> = Index::many("network", |f, keys| keys.push(f.network.key()));
 pub const BY_PORT: Index<FloatingIp> =
     Index::many("port", |f, keys| keys.extend(f.association.as_ref().map(|a| a.port.key())));
 const BY_FIXED: Index<FloatingIp> = Index::unique("fixed", |f, keys| {
@@ -49,7 +50,7 @@ const BY_ROUTER: Index<FloatingIp> =
 impl Record for FloatingIp {
     const KIND: &'static str = "floating_ip";
     type Key = Id<FloatingIp>;
-    const INDEXES: &'static [Index<FloatingIp>] = &[BY_PORT, BY_FIXED, BY_ROUTER];
+    const INDEXES: &'static [Index<FloatingIp>] = &[BY_NETWORK, BY_PORT, BY_FIXED, BY_ROUTER];
 
     fn key(&self) -> Id<FloatingIp> {
         self.id
@@ -260,6 +261,16 @@ fn associate(
         .named("ExternalGatewayForFloatingIPNotFound")
     })?;
     Ok(Association { port: port.id, fixed: fixed.address, router })
+}
+
+/// Removes the floating IPs of an external network that lead nowhere: they go with it.
+pub fn delete_idle(tx: &mut Tx, network: Id<Network>) {
+    let idle: Vec<_> =
+        tx.by(&BY_NETWORK, network).filter(|f| f.association.is_none()).map(|f| (f.id, f.holder)).collect();
+    for (id, holder) in idle {
+        tx.delete::<FloatingIp>(&id);
+        tx.delete::<Port>(&holder);
+    }
 }
 
 /// The floating IPs that go through a router.

@@ -5,6 +5,7 @@
 //!
 //! Deliberately absent so far: trunks, QoS, address scopes, RBAC, port forwarding, metering, VLAN provider networks.
 
+pub mod agent;
 pub mod attr;
 mod extension;
 pub mod floating_ip;
@@ -21,9 +22,11 @@ pub mod spread;
 pub mod subnet;
 pub mod subnet_pool;
 mod tag;
+mod zone;
 
 use api::route::OPEN;
 use api::{Faults, Mounted, Reply, Route, Service, delete, get, post, put};
+use fleet::Fleet;
 use floating_ip::FloatingIp;
 use identity::limit::Resource as Limited;
 use network::Network;
@@ -51,6 +54,8 @@ pub const RESOURCES: [Limited; 8] =
 #[derive(Clone)]
 pub struct App {
     pub cell: Cell,
+    /// Who is alive, for the agents.
+    pub fleet: Fleet,
 }
 
 /// The kinds of records that this service keeps.
@@ -64,6 +69,7 @@ pub fn records(schema: Schema) -> Schema {
         .record::<FloatingIp>()
         .record::<SecurityGroup>()
         .record::<SecurityGroupRule>()
+        .record::<agent::Agent>()
 }
 
 /// The service under `/network`.
@@ -87,7 +93,12 @@ fn routes() -> Vec<Route<App>> {
         get("/v2.0", OPEN, extension::resources),
         get("/v2.0/extensions", "get_extensions", extension::list),
         get("/v2.0/extensions/{alias}", "get_extensions", extension::show),
-        get("/v2.0/availability_zones", "get_availability_zone", extension::zones),
+        get("/v2.0/availability_zones", "get_availability_zone", zone::list),
+        get("/v2.0/service-providers", "get_service_provider", extension::providers),
+        get("/v2.0/agents", "get_agent", agent::list),
+        get("/v2.0/agents/{id}", "get_agent", agent::show),
+        put("/v2.0/agents/{id}", "update_agent", agent::update),
+        delete("/v2.0/agents/{id}", "delete_agent", agent::delete),
         get("/v2.0/quotas", "get_quota", quota::list),
         get("/v2.0/quotas/{project_id}", "get_quota", quota::show),
         put("/v2.0/quotas/{project_id}", "update_quota", quota::update),

@@ -3,8 +3,9 @@
 use crate::attr::{Flag, Meta, Text, Whole, input, nullable};
 use crate::port::{self, Port};
 use crate::resource::{Resource, Wanted};
+use crate::subnet::BY_NETWORK;
 use crate::subnet::{self, Subnet};
-use crate::{NETWORK, subnet::BY_NETWORK};
+use crate::{NETWORK, floating_ip, zone};
 use api::{Call, Target};
 use base::{Context, Error, Id, IdKind, ProjectId, Result};
 use identity::limit;
@@ -100,7 +101,7 @@ impl Resource for Network {
             "admin_state_up": self.admin_up, "status": if self.admin_up { "ACTIVE" } else { "DOWN" },
             "subnets": subnets, "shared": self.shared, "router:external": self.external, "mtu": self.mtu,
             "port_security_enabled": self.port_security, "availability_zone_hints": self.zone_hints,
-            "availability_zones": ["nova"], "ipv4_address_scope": null, "ipv6_address_scope": null,
+            "availability_zones": zone::names(state), "ipv4_address_scope": null, "ipv6_address_scope": null,
             "dns_domain": self.dns_domain, "is_default": self.default, "l2_adjacency": true,
         });
         view.extend(shown.as_object().cloned().unwrap_or_default());
@@ -147,6 +148,7 @@ impl Resource for Network {
             dns_domain: String::new(),
         };
         apply(&mut network, body)?;
+        zone::check(tx, body.availability_zone_hints.as_deref().unwrap_or_default())?;
         network.zone_hints = body.availability_zone_hints.clone().unwrap_or_default();
         tx.put(network).map_err(|_| {
             Error::conflict("Unable to create the network. The segmentation id is in use.")
@@ -172,6 +174,7 @@ impl Resource for Network {
     }
 
     fn delete(tx: &mut Tx, _: &Context, old: &Network) -> Result<()> {
+        floating_ip::delete_idle(tx, old.id);
         if let Some(port) = tx.by(&port::BY_NETWORK, old.id).find(|p| !p.owner.is_automatic()) {
             return Err(Error::conflict(format!(
                 "Unable to complete operation on network {}. There are one or more ports still in use on the network, id for these ports is: {}.",

@@ -363,7 +363,7 @@ fn compare(a: Option<&Value>, b: Option<&Value>) -> Ordering {
 }
 
 /// Keeps only the `fields` that were asked for.
-fn select(call: &Call, view: &mut Map<String, Value>) {
+pub fn select(call: &Call, view: &mut Map<String, Value>) {
     let fields: Vec<&str> =
         call.query.all("fields").flat_map(|f| f.split(',')).filter(|f| !f.is_empty()).collect();
     if !fields.is_empty() {

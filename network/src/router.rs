@@ -6,7 +6,7 @@ use crate::network::Network;
 use crate::port::{self, Fixed, NewPort, Owner, Port, ROUTER_GATEWAY, ROUTER_INTERFACE, WantedIp};
 use crate::resource::{self, Resource, Wanted};
 use crate::subnet::{self, HostRoute, Subnet};
-use crate::{App, ROUTER, ipam, spread};
+use crate::{App, ROUTER, ipam, spread, zone};
 use api::{Call, Reply, Target};
 use base::{Context, Error, Id, IdKind, ProjectId, Result};
 use identity::limit;
@@ -30,6 +30,8 @@ pub struct Router {
     /// Every node routes for its own ports. False: one node does, `host`.
     #[serde(default = "yes")]
     pub distributed: bool,
+    #[serde(default)]
+    pub zone_hints: Vec<String>,
     /// The node of a central router; none while there is no node.
     #[serde(default)]
     pub host: Option<String>,
@@ -118,7 +120,8 @@ impl Resource for Router {
         });
         let shown = json!({
             "admin_state_up": self.admin_up, "status": "ACTIVE", "external_gateway_info": gateway,
-            "routes": self.routes, "availability_zones": ["nova"], "availability_zone_hints": [], "flavor_id": null,
+            "routes": self.routes, "availability_zones": zone::names(state), "availability_zone_hints": self.zone_hints,
+            "flavor_id": null,
         });
         view.extend(shown.as_object().cloned().unwrap_or_default());
         if cx.everywhere {
@@ -156,6 +159,7 @@ impl Resource for Router {
             admin_up: true,
             gateway: None,
             routes: Vec::new(),
+            zone_hints: Vec::new(),
             distributed: body.distributed.is_none_or(|f| f.0),
             host: None,
         };
@@ -209,10 +213,9 @@ pub fn of_subnet(state: &State, subnet: &Subnet) -> Option<Id<Router>> {
 fn apply(tx: &mut Tx, cx: &Context, router: &mut Router, body: &Wanted<Router>) -> Result<()> {
     router.meta.apply(&body.meta);
     router.admin_up = body.admin_state_up.map_or(router.admin_up, |f| f.0);
-    if body.availability_zone_hints.as_ref().is_some_and(|z| z.iter().any(|z| z != "nova")) {
-        return Err(
-            Error::not_found("AvailabilityZone could not be found.").named("AvailabilityZoneNotFound")
-        );
+    if let Some(hints) = &body.availability_zone_hints {
+        zone::check(tx, hints)?;
+        router.zone_hints = hints.clone();
     }
     if let Some(wanted) = &body.external_gateway_info {
         set_gateway(tx, cx, router, wanted.as_ref().filter(|w| w.network_id.is_some()))?;

@@ -67,6 +67,10 @@ rules! {
     "network", "subnet", "subnetpool", "port", "router", "floatingip", "security_group", "security_group_rule";
     rule("get_extensions", "@", "List and show extensions"),
     rule("get_availability_zone", "@", "List availability zones"),
+    rule("get_service_provider", "@", "List service providers"),
+    rule("get_agent", READER, "List and show agents; others than administrators see none"),
+    rule("update_agent", ADMIN, "Describe an agent, or take it out of service"),
+    rule("delete_agent", ADMIN, "Remove an agent"),
     rule("get_quota", READER, "See quotas"),
     rule("update_quota", ADMIN, "Set quotas"),
     rule("delete_quota", ADMIN, "Reset quotas"),

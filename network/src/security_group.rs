@@ -106,6 +106,10 @@ pub fn find_default(state: &State, project: ProjectId) -> Option<Id<SecurityGrou
     state.one(&BY_NAME, (project, "default")).map(|g| g.id)
 }
 
+fn exists() -> Error {
+    Error::conflict("Default security group already exists.").named("SecurityGroupDefaultAlreadyExists")
+}
+
 /// A group that may send anything.
 fn make(tx: &mut Tx, meta: Meta, stateful: bool) -> Result<Arc<SecurityGroup>> {
     let project = meta.project;
@@ -176,8 +180,7 @@ impl Resource for SecurityGroup {
         default(tx, project)?;
         let name = body.meta.name.clone().unwrap_or_default().0;
         if name == "default" {
-            return Err(Error::conflict("Default security group already exists.")
-                .named("SecurityGroupDefaultAlreadyExists"));
+            return Err(exists());
         }
         let mut meta = Meta::new(tx, project);
         meta.apply(&body.meta);
@@ -194,6 +197,9 @@ impl Resource for SecurityGroup {
         if old.meta.name == "default" && renamed {
             return Err(Error::conflict("Updating default security group not allowed.")
                 .named("SecurityGroupCannotUpdateDefault"));
+        }
+        if renamed && body.meta.name.as_ref().is_some_and(|n| n.0 == "default") {
+            return Err(exists());
         }
         let mut group = old.clone();
         group.meta.apply(&body.meta);
@@ -239,7 +245,7 @@ pub struct RuleBody {
     #[serde(default, deserialize_with = "nullable")]
     remote_ip_prefix: Option<Option<String>>,
     #[serde(default, deserialize_with = "nullable")]
-    remote_group_id: Option<Option<Id<SecurityGroup>>>,
+    remote_group_id: Option<Option<String>>,
     #[serde(default, deserialize_with = "nullable")]
     remote_address_group_id: Option<Option<String>>,
 }
@@ -420,32 +426,30 @@ fn range(body: &RuleBody, protocol: Option<u8>) -> Result<(Option<u16>, Option<u
     if min.is_none() && max.is_none() {
         return Ok((None, None));
     }
+    if let Some(port) = [min, max].into_iter().flatten().find(|n| !(0..=65535).contains(n)) {
+        return Err(
+            Error::invalid(format!("Invalid value for port {port}.")).named("SecurityGroupInvalidPortValue")
+        );
+    }
     let bad = |why: &str| Err(Error::invalid(why.to_string()).named("SecurityGroupInvalidPortRange"));
     match protocol {
-        Some(1 | 58) => match (min, max) {
-            (Some(0..=255), None | Some(0..=255)) => {}
-            (None, Some(_)) => {
-                return Err(Error::invalid(
-                    "ICMP code (port-range-max) is provided but ICMP type (port-range-min) is missing.",
-                )
-                .named("SecurityGroupMissingIcmpType"));
+        Some(1 | 58) => {
+            for (what, field, value) in [("type", "port_range_min", min), ("code", "port_range_max", max)] {
+                if let Some(value) = value.filter(|n| *n > 255) {
+                    let text =
+                        format!("Invalid value for ICMP {what} ({field}) {value}. It must be 0 to 255.");
+                    return Err(Error::invalid(text).named("SecurityGroupInvalidIcmpValue"));
+                }
             }
-            _ => {
-                return Err(Error::invalid("Invalid value for ICMP type or code: it is from 0 to 255.")
-                    .named("SecurityGroupInvalidIcmpValue"));
+            if min.is_none() {
+                let text =
+                    "ICMP code (port-range-max) is provided but ICMP type (port-range-min) is missing.";
+                return Err(Error::invalid(text).named("SecurityGroupMissingIcmpType"));
             }
-        },
+        }
         Some(6 | 17 | 33 | 132 | 136) => match (min, max) {
-            (Some(1..=65535), Some(1..=65535)) if min <= max => {}
-            (Some(0..=65535), Some(0..=65535)) if min > max => {
-                return bad("For TCP/UDP protocols, port_range_min must be <= port_range_max");
-            }
-            (Some(0), Some(0..=65535)) => {}
-            _ => {
-                return bad(
-                    "For TCP/UDP protocols, port_range_min and port_range_max are both given, from 1 to 65535.",
-                );
-            }
+            (Some(low), Some(high)) if low <= high => {}
+            _ => return bad("For TCP/UDP protocols, port_range_min must be <= port_range_max"),
         },
         Some(_) => return bad("Port ranges are of TCP, UDP, DCCP, SCTP and UDP-Lite only."),
         None => {
@@ -462,13 +466,17 @@ fn remote(tx: &Tx, cx: &Context, body: &RuleBody, v6: bool) -> Result<Remote> {
         return Err(input("remote_address_group_id: address groups are not offered"));
     }
     let cidr = body.remote_ip_prefix.clone().flatten().filter(|text| !text.is_empty());
-    match (cidr, body.remote_group_id.flatten()) {
+    match (cidr, body.remote_group_id.clone().flatten()) {
         (None, None) => Ok(Remote::Any),
         (Some(_), Some(_)) => {
             Err(Error::invalid("Only remote_ip_prefix or remote_group_id may be provided.")
                 .named("SecurityGroupRemoteGroupAndRemoteIpPrefix"))
         }
-        (None, Some(group)) => Ok(Remote::Group(resource::get::<SecurityGroup>(tx, cx, group)?.id)),
+        (None, Some(group)) => {
+            // An id that is none is one that is not there, as Neutron says.
+            let id = group.parse().map_err(|_| resource::not_found::<SecurityGroup>(&group))?;
+            Ok(Remote::Group(resource::get::<SecurityGroup>(tx, cx, id)?.id))
+        }
         (Some(text), None) => {
             let net: Option<IpNet> =
                 text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
