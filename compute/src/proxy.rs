@@ -30,6 +30,8 @@ fn rule_view(state: &State, rule: &SecurityGroupRule) -> Value {
         Remote::Any => (json!({"cidr": if rule.v6 { "::/0" } else { "0.0.0.0/0" }}), json!({})),
         Remote::Cidr(net) => (json!({"cidr": net}), json!({})),
         Remote::Group(id) => (json!({}), name(id)),
+        // Nova had no word for it.
+        Remote::Addresses(_) => (json!({}), json!({})),
     };
     // A rule without ports is shown with all of them where its protocol has ports.
     let all = rule.protocol.is_some().then_some((-1, -1));

@@ -24,6 +24,8 @@ pub trait Resource: Record<Key = Id<Self>> + IdKind {
     const TITLE: &'static str;
     /// `NetworkNotFound`, as clients map it.
     const NOT_FOUND: &'static str;
+    /// What its views show beyond what all resources do: what lists can be filtered by.
+    const ATTRIBUTES: &'static [&'static str];
     /// Whether it has a name that its owner writes.
     const NAMED: bool = true;
     /// What a caller may write beyond what all resources share, on create and update.
@@ -95,7 +97,7 @@ pub fn own<R: Resource>(state: &State, cx: &Context, id: Id<R>) -> Result<Arc<R>
     }
 }
 
-fn id_of<R: Resource>(call: &Call) -> Result<Id<R>> {
+pub fn id_of<R: Resource>(call: &Call) -> Result<Id<R>> {
     call.param("id").parse().map_err(|_| not_found::<R>(call.param("id")))
 }
 
@@ -126,7 +128,7 @@ pub async fn create<R: Resource>(app: App, call: Call) -> Result<Reply> {
     Ok(Reply::created(&json!({R::ONE: views.into_iter().next()})))
 }
 
-async fn create_all<R: Resource>(
+pub async fn create_all<R: Resource>(
     app: &App,
     call: &Call,
     bodies: Vec<Value>,
@@ -206,14 +208,49 @@ fn check_revision<R: Resource>(found: &R, expected: Option<u64>) -> Result<()> {
 }
 
 pub async fn list<R: Resource>(app: App, call: Call) -> Result<Reply> {
+    check_filters::<R>(&call)?;
     let state = app.cell.read();
     let views = state.all::<R>().filter(|r| r.visible(&state, &call.cx)).map(|r| r.view(&state, &call.cx));
     answer(&call, R::MANY, views.collect())
 }
 
+/// What of a query is no filter.
+const CONTROL: [&str; 6] = ["fields", "sort_key", "sort_dir", "limit", "marker", "page_reverse"];
+/// What lists of all resources can be filtered by.
+const FILTERS: [&str; 12] = [
+    "id",
+    "project_id",
+    "tenant_id",
+    "name",
+    "description",
+    "created_at",
+    "updated_at",
+    "revision_number",
+    "tags",
+    "tags-any",
+    "not-tags",
+    "not-tags-any",
+];
+
+/// Errors: `Invalid` for a filter or sort key that the resource does not have.
+pub fn check_filters<R: Resource>(call: &Call) -> Result<()> {
+    let known = |name: &str| FILTERS.contains(&name) || R::ATTRIBUTES.contains(&name);
+    let names = call.query.0.iter().map(|(n, _)| n.as_str());
+    let unknown: Vec<_> =
+        names.filter(|n| !CONTROL.contains(n) && *n != "changed_since" && !known(n)).collect();
+    if !unknown.is_empty() {
+        return Err(Error::invalid(format!("{unknown:?} is invalid attribute for filtering")));
+    }
+    match call.query.all("sort_key").find(|key| !known(key)) {
+        Some(key) => {
+            Err(Error::invalid(format!("'{}' is an invalid attribute for sort key", key.escape_default())))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Filters, sorts, cuts and answers a list of views.
 pub fn answer(call: &Call, many: &str, mut views: Vec<Map<String, Value>>) -> Result<Reply> {
-    const CONTROL: [&str; 6] = ["fields", "sort_key", "sort_dir", "limit", "marker", "page_reverse"];
     let mut names: Vec<&str> = call.query.0.iter().map(|(n, _)| n.as_str()).collect();
     names.retain(|n| !CONTROL.contains(n));
     names.sort_unstable();

@@ -4,6 +4,7 @@ use crate::attr::{Flag, Meta, input, nullable};
 use crate::floating_ip;
 use crate::network::Network;
 use crate::port::{self, Fixed, NewPort, Owner, Port, ROUTER_GATEWAY, ROUTER_INTERFACE, WantedIp};
+use crate::port_forwarding;
 use crate::resource::{self, Resource, Wanted};
 use crate::subnet::{self, HostRoute, Subnet};
 use crate::{App, ROUTER, ipam, spread, zone};
@@ -104,6 +105,17 @@ impl Resource for Router {
     const MANY: &'static str = "routers";
     const TITLE: &'static str = "Router";
     const NOT_FOUND: &'static str = "RouterNotFound";
+    const ATTRIBUTES: &'static [&'static str] = &[
+        "admin_state_up",
+        "status",
+        "external_gateway_info",
+        "routes",
+        "availability_zones",
+        "availability_zone_hints",
+        "flavor_id",
+        "distributed",
+        "ha",
+    ];
     type Body = Body;
 
     fn meta(&self) -> &Meta {
@@ -232,7 +244,7 @@ fn set_gateway(tx: &mut Tx, cx: &Context, router: &mut Router, wanted: Option<&W
         return clear_gateway(tx, router);
     };
     let network = resource::get::<Network>(tx, cx, wanted.network_id.unwrap_or_default())?;
-    if !network.external {
+    if !network.is_external(tx) {
         return Err(Error::invalid(format!(
             "Bad router request: Network {} is not an external network.",
             network.id
@@ -264,7 +276,8 @@ fn set_gateway(tx: &mut Tx, cx: &Context, router: &mut Router, wanted: Option<&W
 
 fn clear_gateway(tx: &mut Tx, router: &mut Router) -> Result<()> {
     let Some(gateway) = &router.gateway else { return Ok(()) };
-    if floating_ip::of_router(tx, router.id).next().is_some() {
+    let forwards = tx.by(&port_forwarding::BY_ROUTER, router.id).next().is_some();
+    if forwards || floating_ip::of_router(tx, router.id).next().is_some() {
         return Err(Error::conflict(format!(
             "Gateway cannot be updated for router {}, since a gateway to external network {} is required by one or more floating IPs.",
             router.id, gateway.network
@@ -458,7 +471,7 @@ fn unplug(tx: &mut Tx, router: &Router, port: &Port, only: Option<Id<Subnet>>) -
         .filter_map(|f| f.association.as_ref())
         .filter_map(|a| Some((a, tx.get::<Port>(&a.port)?)))
         .any(|(a, p)| p.fixed.iter().any(|f| f.address == a.fixed && leaving.contains(&f.subnet)));
-    if needed {
+    if needed || port_forwarding::needs(tx, router.id, &|f| leaving.contains(&f.subnet)) {
         return Err(Error::conflict(format!(
             "Router interface for subnet {} on router {} cannot be deleted, as it is required by one or more floating IPs.",
             leaving[0], router.id

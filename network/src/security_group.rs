@@ -1,7 +1,9 @@
 //! Security groups and their rules; every project has a `default` group from first sight.
 
-use crate::attr::{Flag, Meta, input, missing, nullable};
+use crate::address_group::AddressGroup;
+use crate::attr::{Flag, Meta, missing, nullable};
 use crate::port::{self, Port};
+use crate::rbac::{self, Kind, Shared};
 use crate::resource::{self, Resource, Wanted};
 use crate::{SECURITY_GROUP, SECURITY_GROUP_RULE};
 use base::node::{self, Direction};
@@ -23,6 +25,10 @@ pub struct SecurityGroup {
 }
 
 impl IdKind for SecurityGroup {}
+
+impl Shared for SecurityGroup {
+    const RBAC: Kind = Kind::SecurityGroup;
+}
 
 pub const BY_NAME: Index<SecurityGroup> =
     Index::many("name", |g, keys| keys.push((g.meta.project, g.meta.name.as_str()).key()));
@@ -62,6 +68,7 @@ pub enum Remote {
     Any,
     Cidr(IpNet),
     Group(Id<SecurityGroup>),
+    Addresses(Id<AddressGroup>),
 }
 
 impl IdKind for SecurityGroupRule {}
@@ -73,10 +80,16 @@ pub const BY_REMOTE: Index<SecurityGroupRule> = Index::many("remote", |r, keys| 
     }
 });
 
+pub const BY_ADDRESS_GROUP: Index<SecurityGroupRule> = Index::many("address_group", |r, keys| {
+    if let Remote::Addresses(id) = r.remote {
+        keys.push(id.key());
+    }
+});
+
 impl Record for SecurityGroupRule {
     const KIND: &'static str = "security_group_rule";
     type Key = Id<SecurityGroupRule>;
-    const INDEXES: &'static [Index<SecurityGroupRule>] = &[BY_GROUP, BY_REMOTE];
+    const INDEXES: &'static [Index<SecurityGroupRule>] = &[BY_GROUP, BY_REMOTE, BY_ADDRESS_GROUP];
 
     fn key(&self) -> Id<SecurityGroupRule> {
         self.id
@@ -155,10 +168,15 @@ impl Resource for SecurityGroup {
     const MANY: &'static str = "security_groups";
     const TITLE: &'static str = "Security group";
     const NOT_FOUND: &'static str = "SecurityGroupNotFound";
+    const ATTRIBUTES: &'static [&'static str] = &["security_group_rules", "stateful", "shared", "is_default"];
     type Body = Body;
 
     fn meta(&self) -> &Meta {
         &self.meta
+    }
+
+    fn visible(&self, state: &State, cx: &Context) -> bool {
+        cx.sees(self.meta.project) || rbac::shared(state, self.id, cx)
     }
 
     fn view(&self, state: &State, cx: &Context) -> Map<String, Value> {
@@ -166,7 +184,7 @@ impl Resource for SecurityGroup {
         let rules: Vec<_> = state.by(&BY_GROUP, self.id).map(|r| r.view(state, cx)).collect();
         view.insert("security_group_rules".into(), json!(rules));
         view.insert("stateful".into(), json!(self.stateful));
-        view.insert("shared".into(), json!(false));
+        view.insert("shared".into(), json!(rbac::shared(state, self.id, cx)));
         view
     }
 
@@ -225,6 +243,7 @@ impl Resource for SecurityGroup {
         for rule in rules {
             tx.delete::<SecurityGroupRule>(&rule);
         }
+        rbac::forget(tx, old.id);
         tx.delete::<SecurityGroup>(&old.id);
         Ok(())
     }
@@ -256,6 +275,19 @@ impl Resource for SecurityGroupRule {
     const TITLE: &'static str = "Security group rule";
     const NOT_FOUND: &'static str = "SecurityGroupRuleNotFound";
     const NAMED: bool = false;
+    const ATTRIBUTES: &'static [&'static str] = &[
+        "security_group_id",
+        "direction",
+        "ethertype",
+        "protocol",
+        "port_range_min",
+        "port_range_max",
+        "remote_ip_prefix",
+        "remote_group_id",
+        "remote_address_group_id",
+        "normalized_cidr",
+        "belongs_to_default_sg",
+    ];
     type Body = RuleBody;
 
     fn meta(&self) -> &Meta {
@@ -266,16 +298,17 @@ impl Resource for SecurityGroupRule {
         let mut view = self.meta.view(&self.id.to_string());
         view.remove("name");
         view.remove("tags");
-        let (cidr, group) = match &self.remote {
-            Remote::Any => (None, None),
-            Remote::Cidr(cidr) => (Some(*cidr), None),
-            Remote::Group(group) => (None, Some(*group)),
+        let (cidr, group, addresses) = match &self.remote {
+            Remote::Any => (None, None, None),
+            Remote::Cidr(cidr) => (Some(*cidr), None, None),
+            Remote::Group(group) => (None, Some(*group), None),
+            Remote::Addresses(group) => (None, None, Some(*group)),
         };
         let shown = json!({
             "security_group_id": self.group, "direction": self.direction,
             "ethertype": if self.v6 { "IPv6" } else { "IPv4" }, "protocol": self.protocol,
             "port_range_min": self.min, "port_range_max": self.max, "remote_ip_prefix": cidr,
-            "remote_group_id": group, "remote_address_group_id": null, "normalized_cidr": cidr.map(|c| c.trunc()),
+            "remote_group_id": group, "remote_address_group_id": addresses, "normalized_cidr": cidr.map(|c| c.trunc()),
             "belongs_to_default_sg": false,
         });
         view.extend(shown.as_object().cloned().unwrap_or_default());
@@ -324,7 +357,7 @@ impl Resource for SecurityGroupRule {
 fn normal(remote: &Remote) -> Remote {
     match remote {
         Remote::Cidr(net) => Remote::Cidr(net.trunc()),
-        Remote::Any | Remote::Group(_) => remote.clone(),
+        Remote::Any | Remote::Group(_) | Remote::Addresses(_) => remote.clone(),
     }
 }
 
@@ -462,22 +495,29 @@ fn range(body: &RuleBody, protocol: Option<u8>) -> Result<(Option<u16>, Option<u
 }
 
 fn remote(tx: &Tx, cx: &Context, body: &RuleBody, v6: bool) -> Result<Remote> {
-    if body.remote_address_group_id.clone().flatten().is_some() {
-        return Err(input("remote_address_group_id: address groups are not offered"));
-    }
     let cidr = body.remote_ip_prefix.clone().flatten().filter(|text| !text.is_empty());
-    match (cidr, body.remote_group_id.clone().flatten()) {
-        (None, None) => Ok(Remote::Any),
-        (Some(_), Some(_)) => {
+    let addresses = body.remote_address_group_id.clone().flatten();
+    match (cidr, body.remote_group_id.clone().flatten(), addresses) {
+        (None, None, None) => Ok(Remote::Any),
+        (None, None, Some(group)) => {
+            let id = group.parse().map_err(|_| resource::not_found::<AddressGroup>(&group))?;
+            Ok(Remote::Addresses(resource::get::<AddressGroup>(tx, cx, id)?.id))
+        }
+        (Some(_), Some(_), None) => {
             Err(Error::invalid("Only remote_ip_prefix or remote_group_id may be provided.")
                 .named("SecurityGroupRemoteGroupAndRemoteIpPrefix"))
         }
-        (None, Some(group)) => {
+        (_, _, Some(_)) => {
+            let text =
+                "Only one of remote_ip_prefix, remote_group_id and remote_address_group_id may be provided.";
+            Err(Error::invalid(text).named("SecurityGroupMultipleRemoteEntites"))
+        }
+        (None, Some(group), None) => {
             // An id that is none is one that is not there, as Neutron says.
             let id = group.parse().map_err(|_| resource::not_found::<SecurityGroup>(&group))?;
             Ok(Remote::Group(resource::get::<SecurityGroup>(tx, cx, id)?.id))
         }
-        (Some(text), None) => {
+        (Some(text), None, None) => {
             let net: Option<IpNet> =
                 text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
             let net = net.ok_or_else(|| {
@@ -501,22 +541,28 @@ pub fn rule_set(state: &State, port: &Port) -> Option<node::RuleSet> {
         return None;
     }
     let rules: BTreeSet<node::Rule> =
-        port.groups.iter().flat_map(|g| state.by(&BY_GROUP, *g)).map(|r| node_rule(r)).collect();
+        port.groups.iter().flat_map(|g| state.by(&BY_GROUP, *g)).flat_map(|r| node_rules(state, r)).collect();
     let stateful = port.groups.iter().all(|g| state.get::<SecurityGroup>(g).is_none_or(|g| g.stateful));
     Some(node::RuleSet { rules: rules.into_iter().collect(), stateful })
 }
 
-fn node_rule(rule: &SecurityGroupRule) -> node::Rule {
-    node::Rule {
+/// One rule for the node; for an address group one for each of its addresses.
+fn node_rules(state: &State, rule: &SecurityGroupRule) -> Vec<node::Rule> {
+    let one = |remote| node::Rule {
         direction: rule.direction,
         v6: rule.v6,
         protocol: rule.protocol.as_deref().and_then(|p| protocol_number(p, rule.v6)),
         min: rule.min,
         max: rule.max,
-        remote: match rule.remote {
-            Remote::Any => node::Remote::Any,
-            Remote::Cidr(net) => node::Remote::Cidr(net.trunc()),
-            Remote::Group(id) => node::Remote::Group(id.uuid()),
-        },
+        remote,
+    };
+    match rule.remote {
+        Remote::Any => vec![one(node::Remote::Any)],
+        Remote::Cidr(net) => vec![one(node::Remote::Cidr(net.trunc()))],
+        Remote::Group(id) => vec![one(node::Remote::Group(id.uuid()))],
+        Remote::Addresses(id) => {
+            let all = state.get::<AddressGroup>(&id).into_iter().flat_map(|g| &g.addresses);
+            all.filter(|a| a.addr().is_ipv6() == rule.v6).map(|a| one(node::Remote::Cidr(*a))).collect()
+        }
     }
 }

@@ -5,6 +5,7 @@ use crate::attr::{Flag, Meta, Whole, input, missing, nullable, read_only};
 use crate::ipam;
 use crate::network::Network;
 use crate::port::{self, Port};
+use crate::rbac;
 use crate::resource::{self, Resource, Wanted};
 use crate::subnet_pool::{self, SubnetPool};
 use base::node::Ipv6Mode;
@@ -116,6 +117,23 @@ impl Resource for Subnet {
     const MANY: &'static str = "subnets";
     const TITLE: &'static str = "Subnet";
     const NOT_FOUND: &'static str = "SubnetNotFound";
+    const ATTRIBUTES: &'static [&'static str] = &[
+        "network_id",
+        "ip_version",
+        "cidr",
+        "gateway_ip",
+        "allocation_pools",
+        "enable_dhcp",
+        "dns_nameservers",
+        "host_routes",
+        "ipv6_ra_mode",
+        "ipv6_address_mode",
+        "subnetpool_id",
+        "service_types",
+        "segment_id",
+        "dns_publish_fixed_ip",
+        "router:external",
+    ];
     type Body = Body;
 
     fn meta(&self) -> &Meta {
@@ -123,10 +141,12 @@ impl Resource for Subnet {
     }
 
     fn visible(&self, state: &State, cx: &Context) -> bool {
-        cx.sees(self.meta.project) || state.get::<Network>(&self.network).is_some_and(|n| n.shared)
+        // As its network, external ones too: users choose a floating IP's subnet.
+        cx.sees(self.meta.project)
+            || state.get::<Network>(&self.network).is_some_and(|n| n.visible(state, cx))
     }
 
-    fn view(&self, _: &State, _: &Context) -> Map<String, Value> {
+    fn view(&self, state: &State, _: &Context) -> Map<String, Value> {
         let mut view = self.meta.view(&self.id.to_string());
         let pools: Vec<_> = self.pools.iter().map(|(a, b)| json!({"start": a, "end": b})).collect();
         let shown = json!({
@@ -134,7 +154,7 @@ impl Resource for Subnet {
             "cidr": self.cidr, "gateway_ip": self.gateway, "allocation_pools": pools, "enable_dhcp": self.dhcp,
             "dns_nameservers": self.dns, "host_routes": self.routes, "ipv6_ra_mode": self.ra,
             "ipv6_address_mode": self.address_mode, "subnetpool_id": self.pool, "service_types": self.service_types,
-            "segment_id": null, "dns_publish_fixed_ip": false, "router:external": false,
+            "segment_id": null, "dns_publish_fixed_ip": false, "router:external": rbac::is_external(state, self.network),
         });
         view.extend(shown.as_object().cloned().unwrap_or_default());
         view

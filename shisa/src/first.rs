@@ -67,7 +67,7 @@ fn external(tx: &mut Tx, project: ProjectId, range: Ipv4Net) -> Result<()> {
 
 /// The IPv4 ranges of external networks.
 pub fn ranges(state: &State) -> Vec<Ipv4Net> {
-    let networks = state.all::<Network>().filter(|n| n.external);
+    let networks = state.all::<Network>().filter(|n| n.is_external(state));
     let subnets = networks.flat_map(|n| state.by(&subnet::BY_NETWORK, n.id));
     let v4 = |s: &Arc<Subnet>| match s.cidr {
         IpNet::V4(net) => Some(net.trunc()),

@@ -3,6 +3,7 @@
 use super::{DhcpOption, FLOATING_IP, NewPort, Owner, PAIRS_MAX, Pair, Port, WantedIp, addresses, put};
 use crate::attr::{Flag, Meta, Text, input, missing, nullable, read_only};
 use crate::network::Network;
+use crate::rbac;
 use crate::resource::{self, Resource, Wanted};
 use crate::security_group::SecurityGroup;
 use api::{Call, Target};
@@ -59,6 +60,30 @@ impl Resource for Port {
     const MANY: &'static str = "ports";
     const TITLE: &'static str = "Port";
     const NOT_FOUND: &'static str = "PortNotFound";
+    const ATTRIBUTES: &'static [&'static str] = &[
+        "network_id",
+        "mac_address",
+        "admin_state_up",
+        "status",
+        "fixed_ips",
+        "device_id",
+        "device_owner",
+        "security_groups",
+        "allowed_address_pairs",
+        "port_security_enabled",
+        "extra_dhcp_opts",
+        "dns_name",
+        "dns_assignment",
+        "qos_policy_id",
+        "qos_network_policy_id",
+        "binding:vnic_type",
+        "binding:host_id",
+        "binding:vif_type",
+        "binding:vif_details",
+        "binding:profile",
+        "ip_allocation",
+        "propagate_uplink_status",
+    ];
     type Body = Body;
 
     fn meta(&self) -> &Meta {
@@ -126,7 +151,7 @@ impl Resource for Port {
     fn create(tx: &mut Tx, cx: &Context, project: ProjectId, body: &Wanted<Port>) -> Result<Arc<Port>> {
         let network = super::network_for(tx, cx, body.network_id.ok_or_else(|| missing("network_id"))?)?;
         let foreign = !cx.sees(network.meta.project);
-        if foreign && (!network.shared || body.mac_address.is_some()) {
+        if foreign && (!rbac::shared(tx, network.id, cx) || body.mac_address.is_some()) {
             return Err(Error::forbidden(format!("The network {} belongs to another project.", network.id))
                 .named("PolicyNotAuthorized"));
         }
@@ -201,8 +226,7 @@ fn groups(
 ) -> Result<BTreeSet<Id<SecurityGroup>>> {
     let ids: BTreeSet<_> = wanted.unwrap_or_default().into_iter().collect();
     for id in &ids {
-        let found =
-            tx.get::<SecurityGroup>(id).filter(|g| g.meta.project == project || cx.sees(g.meta.project));
+        let found = tx.get::<SecurityGroup>(id).filter(|g| g.meta.project == project || g.visible(tx, cx));
         found.ok_or_else(|| resource::not_found::<SecurityGroup>(&id.to_string()))?;
     }
     Ok(ids)
