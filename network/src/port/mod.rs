@@ -50,9 +50,16 @@ pub struct Port {
     pub dhcp_options: Vec<DhcpOption>,
     #[serde(default)]
     pub dns_name: String,
+    /// For guests that read their link from a physical one; kept for its owner.
+    #[serde(default = "yes")]
+    pub propagate_uplink: bool,
     /// Observed by the node: its device is there with all its rules.
     #[serde(default)]
     pub up: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// One address of a port.
@@ -201,7 +208,7 @@ pub fn create(tx: &mut Tx, project: ProjectId, new: &NewPort) -> Result<Arc<Port
         None => draw_mac(tx, network.id),
     };
     let owner = Owner(new.owner.clone());
-    let fixed = addresses(tx, &network, mac, new.fixed.as_deref(), &[])?;
+    let fixed = addresses(tx, &network, mac, &owner, new.fixed.as_deref(), &[])?;
     let port_security = new.port_security.unwrap_or(network.port_security && !owner.is_service());
     let groups = match &new.groups {
         Some(groups) => groups.clone(),
@@ -230,6 +237,7 @@ pub fn create(tx: &mut Tx, project: ProjectId, new: &NewPort) -> Result<Arc<Port
             host: new.host.clone(),
             dhcp_options: Vec::new(),
             dns_name: String::new(),
+            propagate_uplink: true,
             up: false,
         },
     )
@@ -269,10 +277,16 @@ pub(crate) fn addresses(
     tx: &mut Tx,
     network: &Network,
     mac: Mac,
+    owner: &Owner,
     wanted: Option<&[WantedIp]>,
     keep: &[Fixed],
 ) -> Result<Vec<Fixed>> {
-    let subnets: Vec<Arc<Subnet>> = tx.by(&subnet::BY_NETWORK, network.id).cloned().collect();
+    let mut subnets: Vec<Arc<Subnet>> = tx.by(&subnet::BY_NETWORK, network.id).cloned().collect();
+    if !subnets.is_empty() && wanted.is_none() && !subnets.iter().any(|s| s.serves(owner)) {
+        let text = format!("No valid service subnet for the given device owner on network {}.", network.id);
+        return Err(Error::conflict(text).named("IpAddressGenerationFailureNoMatchingSubnet"));
+    }
+    subnets.retain(|s| s.serves(owner));
     let mut fixed: Vec<Fixed> = Vec::new();
     match wanted {
         None => {
