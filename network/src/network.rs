@@ -1,7 +1,7 @@
 //! Networks: one L2 segment each, a VXLAN by its number (`vni`).
 
 use crate::address_scope::AddressScope;
-use crate::attr::{Flag, Meta, Text, Whole, input, nullable};
+use crate::attr::{self, Flag, Meta, Text, Whole, input, nullable};
 use crate::port::{self, Port};
 use crate::rbac::{self, Action, Kind, Shared};
 use crate::resource::{Resource, Wanted};
@@ -152,9 +152,9 @@ impl Resource for Network {
 
     fn guard(call: &Call, body: &Body, verb: &str) -> Result<()> {
         let finer = [
-            ("shared", body.shared.is_some_and(|f| f.0)),
-            ("router:external", body.external.is_some_and(|f| f.0)),
-            ("is_default", body.is_default.is_some_and(|f| f.0)),
+            ("shared", attr::privileged(body.shared, verb)),
+            ("router:external", attr::privileged(body.external, verb)),
+            ("is_default", attr::privileged(body.is_default, verb)),
             ("provider:network_type", body.network_type.is_some()),
             ("provider:physical_network", body.physical.is_some()),
             ("provider:segmentation_id", body.segment.is_some()),

@@ -100,7 +100,7 @@ fn port_section(state: &State, port: &Port) -> node::Port {
     node::Port {
         id: port.id.uuid(),
         network: port.network.uuid(),
-        vm: port.device.parse().ok(),
+        vm: port.device.parse().ok().filter(|_| port.owner.is_compute()),
         mac: port.mac,
         admin_up: port.admin_up,
         fixed: port

@@ -1,7 +1,7 @@
 //! Subnet pools: prefixes that subnets are carved from.
 
 use crate::address_scope::AddressScope;
-use crate::attr::{Flag, Meta, Whole, input, missing, nullable};
+use crate::attr::{self, Flag, Meta, Whole, input, missing, nullable};
 use crate::rbac::{self, Action, Kind, Shared};
 use crate::resource::{self, Resource, Wanted};
 use crate::subnet::{self, BY_POOL};
@@ -116,7 +116,7 @@ impl Resource for SubnetPool {
 
     fn guard(call: &Call, body: &Body, verb: &str) -> Result<()> {
         for (attribute, used) in [("shared", body.shared), ("is_default", body.is_default)] {
-            if used.is_some_and(|f| f.0) {
+            if attr::privileged(used, verb) {
                 call.require(&format!("{verb}_subnetpool:{attribute}"), &Target::new())?;
             }
         }

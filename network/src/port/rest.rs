@@ -210,6 +210,16 @@ impl Resource for Port {
         if let Some(host) = &body.host {
             port.host = host.clone().unwrap_or_default();
         }
+        let moved = port.device != old.device || port.owner != old.owner;
+        if moved && old.owner.is_service() {
+            // Whose the port is decides where it is plugged in. Source: OSSA-2014-008.
+            return Err(service_port(old));
+        }
+        if moved && body.host.is_none() {
+            // A node has it for the device that it was bound for.
+            port.host.clear();
+            port.up = false;
+        }
         apply(&mut port, body)?;
         port.meta.touch(tx);
         put(tx, port)
@@ -217,15 +227,20 @@ impl Resource for Port {
 
     fn delete(tx: &mut Tx, _: &Context, old: &Port) -> Result<()> {
         if old.owner.is_service() {
-            let reason = if old.owner.0 == FLOATING_IP { "floating IP" } else { "device owner" };
-            return Err(Error::conflict(format!(
-                "Port {} cannot be deleted directly via the port API: has {reason} {}.",
-                old.id, old.owner
-            ))
-            .named("ServicePortInUse"));
+            return Err(service_port(old));
         }
         super::delete(tx, old.id)
     }
+}
+
+/// The error of a port that routers and floating IPs look after.
+fn service_port(port: &Port) -> Error {
+    let reason = if port.owner.0 == FLOATING_IP { "floating IP" } else { "device owner" };
+    Error::conflict(format!(
+        "Port {} cannot be deleted or moved directly via the port API: has {reason} {}.",
+        port.id, port.owner
+    ))
+    .named("ServicePortInUse")
 }
 
 fn pair_view(pair: &Pair, mac: Mac) -> Value {
