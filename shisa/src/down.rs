@@ -57,8 +57,13 @@ pub async fn end(directory: &Directory, ids: &Ids, ending: Ending) -> Result<()>
         node::down(&node, ids.cloud, ending).await?;
     }
     let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let settings =
-        fabric::Settings { cloud: ids.cloud, node_address: address, uplink: None, physical: BTreeMap::new() };
+    let settings = fabric::Settings {
+        cloud: ids.cloud,
+        node_address: address,
+        vxlan_port: fabric::vxlan_port(ids.cloud),
+        uplink: None,
+        physical: BTreeMap::new(),
+    };
     // A step that was cut off may have made something while the first look was taken.
     for _ in 0..LOOKS_MAX {
         if Fabric::down(&settings).await? == Removed::default() {
