@@ -73,7 +73,7 @@ impl Cloud {
         let compute = compute::App { cell: cell.clone(), fleet: fleet.clone(), console: console(&nodes) };
         let services = vec![
             identity::service(identity.clone()),
-            network::service(network::App { cell: cell.clone() }),
+            network::service(network::App { cell: cell.clone(), fleet: fleet.clone() }),
             storage::service(storage.clone()),
             compute::service(compute.clone()),
             compute::placement_service(compute),

@@ -50,7 +50,7 @@ impl Whole {
             let compute = compute::App { cell: cell.clone(), fleet: fleet.clone(), console };
             let storage = storage::App::new(cell.clone(), storage::Settings::new(dir.join("storage")));
             vec![
-                network::service(network::App { cell: cell.clone() }),
+                network::service(network::App { cell: cell.clone(), fleet: fleet.clone() }),
                 storage::service(storage),
                 compute::service(compute.clone()),
                 compute::placement_service(compute),
