@@ -248,7 +248,8 @@ pub async fn console_output(app: App, call: Call) -> Result<Reply> {
     let server = get(&app.cell.read(), &call.cx, id(&call)?)?;
     let not_ready = || Error::conflict(format!("Instance {} is not ready", server.id));
     let host = server.host.as_ref().filter(|_| server.observed.is_some()).ok_or_else(not_ready)?;
-    Ok(Reply::ok(&json!({"output": (app.console)(host, server.id.uuid(), lines)?})))
+    let output = (app.console)(host, server.id.uuid(), lines).await?;
+    Ok(Reply::ok(&json!({"output": output})))
 }
 
 #[derive(Clone, Default, Deserialize)]
