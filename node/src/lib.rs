@@ -178,6 +178,7 @@ impl Node {
         let fabric = fabric::Settings {
             cloud: settings.cloud,
             node_address: settings.address,
+            vxlan_port: fabric::vxlan_port(settings.cloud),
             uplink: settings.uplink.clone(),
             physical: settings.physical.clone(),
         };

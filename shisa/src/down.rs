@@ -93,6 +93,7 @@ pub async fn end(directory: &Directory, kept: &Kept, ending: Ending) -> Result<(
     let settings = fabric::Settings {
         cloud: kept.cloud,
         node_address: address,
+        vxlan_port: fabric::vxlan_port(kept.cloud),
         uplink: None,
         physical: BTreeMap::new(),
     };
