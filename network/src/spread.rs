@@ -92,7 +92,7 @@ fn place(tx: &Tx, router: &mut Router, alive: &dyn Fn(&str) -> bool) {
     let stays =
         router.host.as_deref().is_some_and(|host| fleet::node::named(tx, host).is_some() && alive(host));
     if !stays {
-        let candidates = tx.all::<Node>().filter(|n| n.enabled && !n.forced_down && alive(&n.hello.name));
+        let candidates = tx.all::<Node>().filter(|n| n.is_open() && alive(&n.hello.name));
         let name = |n: &Arc<Node>| n.hello.name.clone();
         let best =
             candidates.map(name).min_by_key(|n| (tx.by(&router::BY_HOST, n.as_str()).count(), n.clone()));
