@@ -11,7 +11,7 @@ use crate::security_group::{self, SecurityGroup, SecurityGroupRule};
 use crate::subnet::{self, Subnet};
 use base::Id;
 use base::node::{self, Section, SectionKey};
-use fleet::{Source, Touched};
+use fleet::{Node, Source, Touched};
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -336,6 +336,10 @@ fn touched(state: &State, entry: &Entry) -> Touched {
                 let ports = state.by(&port::BY_GROUP, rule.group);
                 ports.for_each(|p| touch_port(state, &mut touched, p, false));
             }
+        } else if let Some((Some(before), Some(after))) = change.of::<Node>()
+            && before.hello.address != after.hello.address
+        {
+            touch_node(state, &mut touched, &after.hello.name);
         } else if let Some((before, after)) = change.of::<SecurityGroupRule>() {
             for rule in before.into_iter().chain(after) {
                 state.by(&port::BY_GROUP, rule.group).for_each(|p| touch_port(state, &mut touched, p, false));
@@ -347,6 +351,18 @@ fn touched(state: &State, entry: &Entry) -> Touched {
         }
     }
     touched
+}
+
+/// Whatever names a node does so by its address.
+fn touch_node(state: &State, touched: &mut Touched, name: &str) {
+    for port in state.by(&port::BY_HOST, name) {
+        touch_port(state, touched, port, true);
+    }
+    let names = |r: &&Arc<Router>| {
+        let gateway = r.gateway.as_ref().is_some_and(|g| g.blocks.contains_key(name));
+        gateway || r.host.as_deref() == Some(name)
+    };
+    state.all::<Router>().filter(names).for_each(|r| touched.key(SectionKey::Router(r.id.uuid())));
 }
 
 /// Takes what a node saw of its ports.
