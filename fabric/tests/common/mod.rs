@@ -5,7 +5,7 @@
 
 use base::node::*;
 use base::units::Mac;
-use fabric::{Fabric, Listener, Settings};
+use fabric::{Fabric, Listener, Responder, Servers, Settings};
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, setns};
 use std::collections::BTreeMap;
@@ -100,6 +100,10 @@ pub struct World {
     pub document: Document,
     pub fabric: Option<Fabric>,
     pub listeners: Vec<Listener>,
+    /// What answers guests, beside the fabric as on a node.
+    pub responder: Option<Responder>,
+    /// In the place of `/etc/resolv.conf`.
+    resolv: tempfile::NamedTempFile,
 }
 
 impl World {
@@ -108,7 +112,21 @@ impl World {
             | (std::process::id() << 8) & 0x0fff_ff00
             | COUNT.fetch_add(1, Ordering::Relaxed) & 0xff;
         let fabric = Fabric::open(settings(cloud)).await.unwrap();
-        World { cloud, document: Document::default(), fabric: Some(fabric), listeners: Vec::new() }
+        let resolv = tempfile::NamedTempFile::new().unwrap();
+        let responder = Some(Responder::new(cloud, Servers(resolv.path().into())));
+        World {
+            cloud,
+            document: Document::default(),
+            fabric: Some(fabric),
+            listeners: Vec::new(),
+            responder,
+            resolv,
+        }
+    }
+
+    /// Names the server that DNS questions are passed on to.
+    pub fn resolve_by(&self, server: std::net::SocketAddr) {
+        std::fs::write(self.resolv.path(), format!("nameserver {server}\n")).unwrap();
     }
 
     pub fn fabric(&mut self) -> &mut Fabric {
@@ -136,6 +154,10 @@ impl World {
         let changed = self.fabric().metadata_listeners();
         self.listeners.retain(|listener| !changed.closed.contains(&listener.post));
         self.listeners.extend(changed.opened);
+        if let Some(responder) = &mut self.responder {
+            let failures = responder.follow(&document);
+            assert!(failures.is_empty() && responder.complete(&document), "{failures:?}");
+        }
         report
     }
 
@@ -200,7 +222,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         self.listeners.clear();
-        drop(self.fabric.take());
+        drop((self.fabric.take(), self.responder.take()));
         let settings = settings(self.cloud);
         let here = File::open("/proc/thread-self/ns/net").unwrap();
         let thread = std::thread::spawn(move || {
@@ -345,7 +367,12 @@ pub struct Guest {
 impl Guest {
     fn new(tap: OwnedFd, port: &Port) -> Guest {
         let ns = Namespace::new("guest");
-        let inner = ns.inside(|| own_tap("eth0"));
+        let inner = ns.inside(|| {
+            let tap = own_tap("eth0");
+            // Its link-local address can be used at once.
+            std::fs::write("/proc/sys/net/ipv6/conf/eth0/accept_dad", "0").unwrap();
+            tap
+        });
         ns.ip(&format!("link set eth0 address {} mtu 1450 up", port.mac));
         for fixed in &port.fixed {
             let length = if fixed.address.is_ipv4() { 24 } else { 64 };
