@@ -1,10 +1,12 @@
-//! What every crate shares: ids, errors, time, the caller's context, loops and the contract between plane and node.
+//! What every crate shares: ids, errors, time, the caller's context, loops, the contract between plane and node (`node`)
+//! and how the two meet (`join`).
 //!
 //! Deliberately absent: anything that knows a service, a wire format or the store.
 
 pub mod context;
 pub mod error;
 pub mod id;
+pub mod join;
 pub mod node;
 pub mod pass;
 pub mod secret;

@@ -19,7 +19,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 /// A node asks for the next document with at most this long an answer time.
-pub const DOCUMENT_WAIT_MAX: Duration = Duration::from_secs(30);
+pub const DOCUMENT_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// When a document was computed: ordered first by epoch of the lane, then by revision of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

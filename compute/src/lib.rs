@@ -26,6 +26,7 @@ use api::{Faults, Microversions, Mounted, Route, Service, delete, get, post, put
 use base::Result;
 use fleet::Fleet;
 use identity::limit::Resource;
+use std::pin::Pin;
 use std::sync::Arc;
 use store::{Cell, Schema};
 use uuid::Uuid;
@@ -42,7 +43,8 @@ pub const RESOURCES: [Resource; 7] =
     [INSTANCES, CORES, RAM, KEY_PAIRS, METADATA_ITEMS, SERVER_GROUPS, SERVER_GROUP_MEMBERS];
 
 /// Reads the last lines of a guest's console from its node.
-pub type Console = Arc<dyn Fn(&str, Uuid, Option<usize>) -> Result<String> + Send + Sync>;
+pub type Console = Arc<dyn Fn(&str, Uuid, Option<usize>) -> ConsoleText + Send + Sync>;
+pub type ConsoleText = Pin<Box<dyn Future<Output = Result<String>> + Send>>;
 
 /// What the handlers share.
 #[derive(Clone)]

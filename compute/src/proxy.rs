@@ -4,7 +4,7 @@ use crate::App;
 use api::{Call, Reply};
 use base::node::Direction;
 use base::{Error, Id, Result};
-use network::resource::{self, Resource};
+use network::resource::{self, Resource, Wanted};
 use network::security_group::{self, BY_GROUP, Remote, SecurityGroup, SecurityGroupRule};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -30,6 +30,8 @@ fn rule_view(state: &State, rule: &SecurityGroupRule) -> Value {
         Remote::Any => (json!({"cidr": if rule.v6 { "::/0" } else { "0.0.0.0/0" }}), json!({})),
         Remote::Cidr(net) => (json!({"cidr": net}), json!({})),
         Remote::Group(id) => (json!({}), name(id)),
+        // Nova had no word for it.
+        Remote::Addresses(_) => (json!({}), json!({})),
     };
     // A rule without ports is shown with all of them where its protocol has ports.
     let all = rule.protocol.is_some().then_some((-1, -1));
@@ -77,10 +79,7 @@ pub async fn create(app: App, call: Call) -> Result<Reply> {
     let cx = call.cx.clone();
     let view = call
         .write(&app.cell, move |tx| {
-            let body = api::call::from_value(
-                json!({"name": group.name, "description": group.description}),
-                "security_group",
-            )?;
+            let body = Wanted::parse(json!({"name": group.name, "description": group.description}))?;
             let group = SecurityGroup::create(tx, &cx, cx.project(), &body)?;
             Ok(group_view(tx, &group))
         })
@@ -94,10 +93,7 @@ pub async fn update(app: App, call: Call) -> Result<Reply> {
     let view = call
         .write(&app.cell, move |tx| {
             let old = resource::own::<SecurityGroup>(tx, &cx, id)?;
-            let body = api::call::from_value(
-                json!({"name": group.name, "description": group.description}),
-                "security_group",
-            )?;
+            let body = Wanted::parse(json!({"name": group.name, "description": group.description}))?;
             let group =
                 SecurityGroup::update(tx, &cx, &old, &body).map_err(|e| Error::invalid(e.message()))?;
             Ok(group_view(tx, &group))
@@ -153,7 +149,7 @@ pub async fn create_rule(app: App, call: Call) -> Result<Reply> {
     let cx = call.cx.clone();
     let view = call
         .write(&app.cell, move |tx| {
-            let body = api::call::from_value(body.clone(), "security_group_rule")?;
+            let body = Wanted::parse(body.clone())?;
             let rule =
                 SecurityGroupRule::create(tx, &cx, cx.project(), &body).map_err(|e| match e.kind() {
                     base::Kind::Conflict => Error::invalid(e.message()),

@@ -3,7 +3,9 @@
 //!
 //! Pure. A step is idempotent, and one that fails leaves the others to be done.
 
-use crate::state::{KernelState, Link, LinkKind, Place, Set, Space, Table, is_group_set};
+use crate::state::{
+    BridgePort, KernelState, Link, LinkKind, Place, Set, Space, Station, Table, is_group_set,
+};
 use base::units::Mac;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,6 +37,8 @@ pub enum Action {
     RouteAdd(IpNet, IpAddr),
     NeighbourRemove(String, IpAddr),
     NeighbourSet(String, IpAddr, Mac),
+    StationRemove(Station),
+    StationSet(Station),
     /// Tells the link who has an address now.
     Announce(String, IpAddr),
     /// Deletes the connections of these addresses, so that what is no longer allowed ends at once.
@@ -48,6 +52,7 @@ pub struct LinkChange {
     pub mac: Option<Mac>,
     pub mtu: Option<u32>,
     pub master: Option<Option<String>>,
+    pub port: Option<BridgePort>,
     pub up: Option<bool>,
 }
 
@@ -68,9 +73,11 @@ impl Step {
             Action::RouteAdd(..) => 11,
             Action::NeighbourRemove(..) => 12,
             Action::NeighbourSet(..) => 13,
-            Action::Announce(..) => 14,
-            Action::Forget(_) => 15,
-            Action::Remove => 16,
+            Action::StationRemove(_) => 14,
+            Action::StationSet(_) => 15,
+            Action::Announce(..) => 16,
+            Action::Forget(_) => 17,
+            Action::Remove => 18,
         }
     }
 }
@@ -126,17 +133,30 @@ fn space(seen: &Space, want: &Space, out: &mut Vec<Action>) {
     tables(seen, want, out);
     out.extend(seen.routes.difference(&want.routes).map(|(to, via)| Action::RouteRemove(*to, *via)));
     out.extend(want.routes.difference(&seen.routes).map(|(to, via)| Action::RouteAdd(*to, *via)));
-    for (device, address) in seen.neighbours.keys() {
-        let here = want.links.contains_key(device);
-        if here && !want.neighbours.contains_key(&(device.clone(), *address)) {
+    // What was said of a device goes with it.
+    let stays = |device: &String| {
+        let (seen, want) = (seen.links.get(device), want.links.get(device));
+        seen.zip(want).is_some_and(|(seen, want)| seen.kind.serves(&want.kind))
+    };
+    for (device, address) in seen.neighbours.keys().filter(|(device, _)| stays(device)) {
+        if !want.neighbours.contains_key(&(device.clone(), *address)) {
             out.push(Action::NeighbourRemove(device.clone(), *address));
         }
     }
-    for ((device, address), mac) in &want.neighbours {
-        if seen.neighbours.get(&(device.clone(), *address)) != Some(mac) {
-            out.push(Action::NeighbourSet(device.clone(), *address, *mac));
+    for (key, mac) in &want.neighbours {
+        if !stays(&key.0) || seen.neighbours.get(key) != Some(mac) {
+            out.push(Action::NeighbourSet(key.0.clone(), key.1, *mac));
         }
     }
+    // One that moves to another node is replaced, so that no frame finds none.
+    let many = |mac: &Mac| *mac == Mac([0; 6]);
+    let kept: BTreeSet<(&String, &Mac)> = want.stations.iter().map(|s| (&s.device, &s.mac)).collect();
+    let replaced = |s: &Station| !many(&s.mac) && kept.contains(&(&s.device, &s.mac));
+    let gone = seen.stations.difference(&want.stations).filter(|s| stays(&s.device) && !replaced(s));
+    out.extend(gone.cloned().map(Action::StationRemove));
+    let here = |station: &&Station| stays(&station.device) && seen.stations.contains(station);
+    let come = want.stations.iter().filter(|station| !here(station));
+    out.extend(come.cloned().map(Action::StationSet));
 }
 
 fn links(seen: &Space, want: &Space, out: &mut Vec<Action>) {
@@ -169,6 +189,7 @@ fn change(have: Option<&Link>, want: &Link) -> LinkChange {
             None if want.master.is_some() => Some(want.master.clone()),
             _ => None,
         },
+        port: want.port.filter(|port| differs(&|have| have.port == Some(*port))),
         up: if have.map_or(want.up, |have| have.up != want.up) { Some(want.up) } else { None },
     }
 }
@@ -354,6 +375,8 @@ impl fmt::Display for Step {
             Action::RouteRemove(to, via) => write!(out, "route {to} remove via {via}"),
             Action::NeighbourSet(name, address, mac) => write!(out, "neighbour {name} {address} is {mac}"),
             Action::NeighbourRemove(name, address) => write!(out, "neighbour {name} {address} remove"),
+            Action::StationSet(station) => write!(out, "station {} set", station_text(station)),
+            Action::StationRemove(station) => write!(out, "station {} remove", station_text(station)),
             Action::Announce(name, address) => write!(out, "announce {name} {address}"),
             Action::Forget(addresses) => {
                 let texts: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
@@ -363,6 +386,11 @@ impl fmt::Display for Step {
     }
 }
 
+fn station_text(station: &Station) -> String {
+    let to = station.vtep.map(|vtep| format!(" to {vtep}")).unwrap_or_default();
+    format!("{} {}{to}", station.device, station.mac)
+}
+
 fn kind_text(kind: &LinkKind) -> String {
     match kind {
         LinkKind::Loopback => "loopback".to_string(),
@@ -370,6 +398,7 @@ fn kind_text(kind: &LinkKind) -> String {
         LinkKind::Tap => "tap".to_string(),
         LinkKind::Veth { peer: (place, name) } => format!("veth to {name} in {place}"),
         LinkKind::VethEnd => "veth end".to_string(),
+        LinkKind::Vxlan { vni, port, local } => format!("vxlan {vni} port {port} local {local}"),
     }
 }
 
@@ -385,6 +414,10 @@ impl fmt::Display for LinkChange {
             Some(Some(master)) => write!(out, " master {master}")?,
             Some(None) => write!(out, " nomaster")?,
             None => {}
+        }
+        if let Some(port) = self.port {
+            let word = |on| if on { "on" } else { "off" };
+            write!(out, " learning {} suppress {}", word(port.learning), word(port.suppress))?;
         }
         match self.up {
             Some(true) => write!(out, " up"),

@@ -9,8 +9,10 @@
 //! operator's: guests reach the host by the external networks' gateway addresses as any neighbour does, and a host that
 //! drops forwarded packets drops those to the uplink.
 //!
-//! Limits: one node. Deliberately absent for now: VXLAN and distributed SNAT between nodes, flowtables,
-//! port forwarding, QoS, trunks, floating addresses of IPv6.
+//! Nodes meet by VXLAN, one device per network that has members elsewhere (`plan::tunnel`); a packet between subnets is
+//! routed where it starts and goes to the node of its receiver alone.
+//!
+//! Deliberately absent for now: distributed SNAT, flowtables, port forwarding, QoS, trunks, floating addresses of IPv6.
 
 pub mod diff;
 mod kernel;
@@ -39,12 +41,19 @@ use uuid::Uuid;
 pub struct Settings {
     /// The cloud's short id, on everything that is ours.
     pub cloud: u32,
-    /// Underlay address; used when there is more than one node.
+    /// Underlay address, by which other nodes know this one.
     pub node_address: IpAddr,
+    /// UDP port of the tunnels between nodes, the same on all of them.
+    pub vxlan_port: u16,
     /// The host's device to the world. None: external networks end at the host.
     pub uplink: Option<String>,
     /// Physical network to the host's device on it. The device is the network's then: it goes into its bridge.
     pub physical: BTreeMap<String, String>,
+}
+
+/// The UDP port of a cloud's tunnels: below the ports that hosts give to connections.
+pub fn vxlan_port(cloud: u32) -> u16 {
+    20_000 + (cloud % 10_000) as u16
 }
 
 /// What `down` took away.

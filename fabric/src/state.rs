@@ -73,8 +73,29 @@ pub struct Space {
     pub routes: BTreeSet<(IpNet, IpAddr)>,
     /// Permanent entries by device and address.
     pub neighbours: BTreeMap<(String, IpAddr), Mac>,
+    pub stations: BTreeSet<Station>,
     /// By family and name, such as `bridge shisa`.
     pub tables: BTreeMap<String, Table>,
+}
+
+/// Where a bridge sends the frames for a MAC: to a port of it, and if that is a tunnel, to a node.
+///
+/// The zero MAC, of tunnels only, is for frames without a single or known receiver: each node gets a copy.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Station {
+    pub device: String,
+    pub mac: Mac,
+    /// The underlay address of the node; none behind ports that are no tunnel.
+    pub vtep: Option<IpAddr>,
+}
+
+/// What a port of a bridge does beyond passing frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BridgePort {
+    /// Takes the sources of frames from here for stations behind it.
+    pub learning: bool,
+    /// Questions for an address whose station is behind it are answered by the bridge.
+    pub suppress: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -86,6 +107,8 @@ pub struct Link {
     pub mtu: Option<u32>,
     pub up: bool,
     pub master: Option<String>,
+    /// None: whatever it has.
+    pub port: Option<BridgePort>,
     pub addresses: BTreeSet<IpNet>,
 }
 
@@ -97,6 +120,12 @@ pub enum LinkKind {
     /// The end of a pair that makes the other one.
     Veth {
         peer: (Place, String),
+    },
+    /// Its socket is in the host's namespace.
+    Vxlan {
+        vni: u32,
+        port: u16,
+        local: IpAddr,
     },
     /// The end that is made by the other, or an end as observed.
     VethEnd,
@@ -172,6 +201,9 @@ pub fn tap(port: Uuid) -> String {
 
 /// The bridge inside of each network's namespace. Not `br`: iproute2 reads that as a keyword.
 pub const BRIDGE: &str = "bridge0";
+
+/// The tunnel to other nodes, inside of a network's namespace.
+pub const TUNNEL: &str = "vxlan0";
 
 /// The end inside of an external network's namespace of the pair to the host.
 pub const HOST_LEG: &str = "host0";

@@ -69,6 +69,18 @@ fn server_at(address: &str) -> SocketAddr {
     }
 }
 
+/// Waits until the guest may use its link-local address.
+fn settled(guest: &Guest) {
+    for _ in 0..100 {
+        let own = sh(&["ip", "-6", "-n", &guest.ns.0, "addr", "show", "dev", "eth0", "scope", "link"]);
+        if own.contains("fe80") && !own.contains("tentative") {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("no link-local address");
+}
+
 fn eth0() -> u32 {
     nix::net::if_::if_nametoindex("eth0").unwrap()
 }
@@ -111,7 +123,9 @@ fn outside(address: Ipv4Addr) -> SocketAddr {
 fn names_of_the_network_are_answered_by_udp_and_tcp_and_others_asked_outside() {
     run(async |w| {
         let net = w.network(1, "10.90.0.0/24");
-        let (a, b) = (w.port(1, net, "10.90.0.5", &open()), w.port(2, net, "10.90.0.6", &open()));
+        let (mut a, b) = (w.port(1, net, "10.90.0.5", &open()), w.port(2, net, "10.90.0.6", &open()));
+        a.fixed.push(FixedIp { subnet: a.fixed[0].subnet, address: "fd00:90::5".parse().unwrap() });
+        w.put(Section::Port(a.clone()));
         let member = |port: &Port, name: &str| Member {
             mac: port.mac,
             addresses: vec![port.fixed[0].address],
@@ -123,6 +137,7 @@ fn names_of_the_network_are_answered_by_udp_and_tcp_and_others_asked_outside() {
         w.resolve_by(outside([192, 0, 2, 9].into()));
         w.sync().await;
         let guest = w.guest(&a);
+        settled(&guest);
         guest.ns.ip("route add 169.254.169.254 dev eth0");
         let db = Some(Ok([10, 90, 0, 6].into()));
         for (server, name, expect) in [
@@ -180,6 +195,7 @@ fn a_guest_is_told_its_ipv6_address_and_a_closed_port_too() {
         let port = w.port(1, net_id, "fd00:91::5", &rules(&[]));
         w.sync().await;
         let guest = w.guest(&port);
+        settled(&guest);
         let offer = dhcp6(&guest, MessageType::Solicit, vec![]).expect("an answer");
         assert_eq!(offer.msg_type(), MessageType::Advertise);
         assert_eq!(leased(&offer), Some("fd00:91::5".parse().unwrap()));
@@ -204,6 +220,7 @@ fn metadata_answers_over_ipv6() {
             serve(socket);
         }
         let guest = w.guest(&port);
+        settled(&guest);
         let metadata: Ipv6Addr = "fe80::a9fe:a9fe".parse().unwrap();
         let seen = guest.ns.inside(|| talk(SocketAddrV6::new(metadata, 80, 0, eth0()).into()));
         assert_eq!(seen, Some(port.mac.link_local().to_string()), "who asks is known by its own address");

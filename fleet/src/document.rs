@@ -146,6 +146,10 @@ impl Documents {
         self.sources.iter().flat_map(|source| (source.keys)(state, host)).collect()
     }
 
+    pub fn needs(&self, state: &State, host: &str, key: &SectionKey) -> bool {
+        self.keys(state, host).contains(key)
+    }
+
     fn render(&self, state: &State, host: &str, key: &SectionKey) -> Option<Arc<Section>> {
         self.sources.iter().find_map(|source| (source.section)(state, host, key)).map(Arc::new)
     }

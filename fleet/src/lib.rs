@@ -3,33 +3,50 @@
 //! Services render the sections of their own records; this crate collects them. A report is a transaction that hands
 //! what was seen to the services; one that changes nothing writes nothing. Last-heard is memory of the owner.
 //!
+//! A node is in the plane's process, or on another machine: then it joins by a token (`join`), is known by a
+//! certificate of the cell's own `authority`, and asks over HTTPS (`listener`, `plane`).
+//!
 //! Limits: `HEARD_MAX` without a word and a node counts as down.
 //!
-//! Deliberately absent so far: joining over the network with certificates, fencing, planes.
+//! Deliberately absent so far: fencing, several planes.
 
+pub mod authority;
 pub mod document;
+pub mod join;
+mod listener;
 pub mod node;
+pub mod plane;
+mod question;
+mod rest;
 
 pub use document::{Source, Touched};
 pub use node::{Node, NodeId};
+pub use rest::{App, service};
 
-use base::node::{Generation, Hello, Patch, Report};
+use base::join::{Answer, Ask, Question};
+use base::node::{Generation, Hello, Patch, Report, SectionKey};
 use base::{Error, Result};
 use document::Documents;
+use question::Questions;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use store::{Cause, Cell, Schema, Tx};
+use uuid::Uuid;
 
-/// A node that was not heard for this long counts as down. A waiting node asks again every 30 s.
-pub const HEARD_MAX: Duration = Duration::from_secs(60);
+/// A node that was not heard for this long counts as down. A waiting node asks again after `DOCUMENT_WAIT_MAX`.
+pub const HEARD_MAX: Duration = Duration::from_secs(25);
 
 /// What takes a report to its service.
 pub type Sink = fn(&mut Tx, node: &str, report: &Report) -> Result<()>;
 
 /// The kinds of records of this crate.
 pub fn records(schema: Schema) -> Schema {
-    schema.record::<Node>()
+    schema
+        .record::<Node>()
+        .record::<authority::Authority>()
+        .record::<join::JoinToken>()
+        .record::<join::Member>()
 }
 
 /// The nodes of a cell, as its owner sees them. Clones are handles to the same.
@@ -42,6 +59,7 @@ struct Inner {
     cell: Cell,
     documents: Documents,
     sinks: Vec<Sink>,
+    questions: Questions,
     heard: Mutex<HashMap<String, Instant>>,
     started: Instant,
 }
@@ -50,7 +68,8 @@ impl Fleet {
     /// `sources` render sections; `sinks` take reports.
     pub fn new(cell: Cell, sources: Vec<Source>, sinks: Vec<Sink>) -> Fleet {
         let documents = Documents::new(cell.clone(), sources);
-        let inner = Inner { cell, documents, sinks, heard: Mutex::default(), started: Instant::now() };
+        let (questions, heard) = (Questions::default(), Mutex::default());
+        let inner = Inner { cell, documents, sinks, questions, heard, started: Instant::now() };
         Fleet { inner: Arc::new(inner) }
     }
 
@@ -68,9 +87,7 @@ impl Fleet {
     /// What changed for a node since `after`; waits at most `wait` for something to change.
     pub async fn document(&self, node: &str, after: Generation, wait: Duration) -> Result<Patch> {
         self.heard(node);
-        let patch = self.inner.documents.after(node, after, wait).await;
-        self.heard(node);
-        Ok(patch)
+        Ok(self.inner.documents.after(node, after, wait).await)
     }
 
     /// What a node saw.
@@ -86,6 +103,31 @@ impl Fleet {
             sinks.iter().try_for_each(|sink| sink(tx, &name, &report))
         });
         write.await
+    }
+
+    /// Whether a section is in a node's document.
+    pub(crate) fn needs(&self, node: &str, key: &SectionKey) -> bool {
+        self.inner.documents.needs(&self.inner.cell.read(), node, key)
+    }
+
+    /// What a guest on a node on another machine wrote to its console.
+    ///
+    /// Errors: `NotFound` when the guest is not there; `Unavailable` when the node does not answer.
+    pub async fn console(&self, node: &str, vm: Uuid, lines: Option<usize>) -> Result<String> {
+        if !self.alive(node) {
+            return Err(Error::unavailable(format!("The node {node} is down.")));
+        }
+        self.inner.questions.ask(node, Ask::Console { vm, lines }).await
+    }
+
+    /// What a node is asked, when it is, or nothing after `wait`.
+    pub(crate) async fn questions(&self, node: &str, wait: Duration) -> Vec<Question> {
+        self.heard(node);
+        self.inner.questions.of(node, wait).await
+    }
+
+    pub(crate) fn answered(&self, node: &str, answer: Answer) {
+        self.inner.questions.answer(node, answer);
     }
 
     fn heard(&self, node: &str) {

@@ -81,3 +81,7 @@ pub fn named<'a>(state: &'a State, name: &str) -> Option<&'a Arc<Node>> {
 pub fn address(state: &State, name: &str) -> Option<IpAddr> {
     named(state, name).map(|n| n.hello.address)
 }
+
+pub(crate) fn of_id(state: &State, id: uuid::Uuid) -> Option<&Arc<Node>> {
+    state.get::<Node>(&Id::from_uuid(id))
+}

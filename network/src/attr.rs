@@ -50,12 +50,19 @@ impl Meta {
 
     /// The shared attributes as they are answered.
     pub fn view(&self, id: &str) -> Map<String, Value> {
-        let project = if self.project == ProjectId::ZERO { String::new() } else { self.project.to_string() };
+        let mut view = self.owned(id);
         let shown = json!({
-            "id": id, "project_id": project, "tenant_id": project, "name": self.name,
-            "description": self.description, "created_at": self.created.zulu(), "updated_at": self.updated.zulu(),
-            "revision_number": self.revision, "tags": self.tags,
+            "name": self.name, "description": self.description, "created_at": self.created.zulu(),
+            "updated_at": self.updated.zulu(), "revision_number": self.revision, "tags": self.tags,
         });
+        view.extend(shown.as_object().cloned().unwrap_or_default());
+        view
+    }
+
+    /// Id and owner alone: of resources that Neutron gives no times and revisions.
+    pub fn owned(&self, id: &str) -> Map<String, Value> {
+        let project = if self.project == ProjectId::ZERO { String::new() } else { self.project.to_string() };
+        let shown = json!({"id": id, "project_id": project, "tenant_id": project});
         let Value::Object(map) = shown else { unreachable!("json! of braces is an object") };
         map
     }

@@ -6,17 +6,29 @@ use base::{Error, Result};
 use serde_json::{Value, json};
 
 /// Alias and name.
-const EXTENSIONS: [(&str, &str); 29] = [
+const EXTENSIONS: &[(&str, &str)] = &[
+    ("address-group", "Address group"),
+    ("address-scope", "Address scope"),
+    ("agent", "agent"),
     ("allowed-address-pairs", "Allowed Address Pairs"),
     ("availability_zone", "Availability Zone"),
     ("binding", "Port Binding"),
     ("binding-extended", "Port Bindings Extended"),
+    ("dvr", "Distributed Virtual Router"),
+    ("empty-string-filtering", "Empty String Filtering Extension"),
+    ("expose-port-forwarding-in-fip", "Expose Port Forwarding in FIP"),
     ("ext-gw-mode", "Neutron L3 Configurable external gateway mode"),
     ("external-net", "Neutron external network"),
     ("extra_dhcp_opt", "Neutron Extra DHCP options"),
     ("extraroute", "Neutron Extra Route"),
+    ("filter-validation", "Filter parameters validation"),
     ("fip-port-details", "Floating IP Port Details Extension"),
+    ("floating-ip-port-forwarding", "Floating IP Port Forwarding"),
+    ("floating-ip-port-forwarding-description", "Floating IP Port Forwarding new field"),
+    ("floating-ip-port-forwarding-detail", "Floating IP Port Forwarding details"),
+    ("floating-ip-port-forwarding-port-ranges", "Floating IP Port Forwarding support to port ranges"),
     ("ip-substring-filtering", "IP address substring filtering"),
+    ("metering", "Neutron Metering"),
     ("net-mtu", "Network MTU"),
     ("net-mtu-writable", "Network MTU (writable)"),
     ("network_availability_zone", "Network Availability Zone"),
@@ -24,18 +36,29 @@ const EXTENSIONS: [(&str, &str); 29] = [
     ("port-security", "Port Security"),
     ("project-id", "project_id field enabled"),
     ("provider", "Provider Network"),
-    ("quotas", "Quota management support"),
     ("quota_details", "Quota details management support"),
+    ("quotas", "Quota management support"),
+    ("rbac-address-group", "Add address group type to RBAC"),
+    ("rbac-address-scope", "Address scope RBAC"),
+    ("rbac-policies", "RBAC Policies"),
+    ("rbac-security-groups", "Add security_group type to network RBAC"),
+    ("rbac-subnetpool", "Add subnetpool type to RBAC"),
     ("router", "Neutron L3 Router"),
     ("router_availability_zone", "Router Availability Zone"),
     ("security-group", "security-group"),
+    ("security-groups-normalized-cidr", "Normalized CIDR field for security group rules"),
+    ("security-groups-remote-address-group", "Remote address group id field for security group rules"),
+    ("security-groups-shared-filtering", "Security group filtering on the shared field"),
+    ("service-type", "Neutron Service Type Management"),
     ("sorting", "Sorting support"),
     ("standard-attr-description", "standard-attr-description"),
     ("standard-attr-revisions", "Resource revision numbers"),
     ("standard-attr-tag", "Tag support for resources with standard attribute"),
     ("standard-attr-timestamp", "Resource timestamps"),
     ("stateful-security-group", "Stateful security group"),
+    ("subnet-external-network", "Subnet belongs to an external network"),
     ("subnet_allocation", "Subnet Allocation"),
+    ("tag", "Tag support"),
 ];
 
 fn view(alias: &str, name: &str) -> Value {
@@ -67,7 +90,7 @@ pub async fn versions(_: App, call: Call) -> Result<Reply> {
 
 /// GET /v2.0/
 pub async fn resources(_: App, call: Call) -> Result<Reply> {
-    const RESOURCES: [(&str, &str); 8] = [
+    const RESOURCES: &[(&str, &str)] = &[
         ("network", "networks"),
         ("subnet", "subnets"),
         ("subnetpool", "subnetpools"),
@@ -76,6 +99,12 @@ pub async fn resources(_: App, call: Call) -> Result<Reply> {
         ("floatingip", "floatingips"),
         ("security_group", "security-groups"),
         ("security_group_rule", "security-group-rules"),
+        ("rbac_policy", "rbac-policies"),
+        ("address_scope", "address-scopes"),
+        ("address_group", "address-groups"),
+        ("metering_label", "metering-labels"),
+        ("metering_label_rule", "metering-label-rules"),
+        ("agent", "agents"),
     ];
     let one = |(name, collection): &(&str, &str)| {
         let links = [json!({"rel": "self", "href": format!("{}/v2.0/{collection}", call.base)})];
@@ -84,8 +113,8 @@ pub async fn resources(_: App, call: Call) -> Result<Reply> {
     Ok(Reply::ok(&json!({"resources": RESOURCES.iter().map(one).collect::<Vec<_>>()})))
 }
 
-/// GET /v2.0/availability_zones
-pub async fn zones(_: App, _: Call) -> Result<Reply> {
-    let zone = |resource: &str| json!({"name": "nova", "resource": resource, "state": "available"});
-    Ok(Reply::ok(&json!({"availability_zones": [zone("network"), zone("router")]})))
+/// GET /v2.0/service-providers: what a router flavor could choose from; there is one way to route.
+pub async fn providers(_: App, call: Call) -> Result<Reply> {
+    let one = json!({"service_type": "L3_ROUTER_NAT", "name": "shisa", "default": true});
+    crate::resource::answer(&call, "service_providers", one.as_object().cloned().into_iter().collect())
 }

@@ -1,10 +1,11 @@
 //! Floating IPs: an address of an external network that leads to a port's fixed address.
 
 use crate::FLOATING_IP;
-use crate::attr::{Meta, MetaBody, Text, input, missing, nullable};
+use crate::attr::{Meta, input, missing, nullable};
 use crate::network::Network;
 use crate::port::{self, NewPort, Port, WantedIp};
-use crate::resource::{self, Resource};
+use crate::port_forwarding;
+use crate::resource::{self, Resource, Wanted};
 use crate::router::{self, Router};
 use crate::subnet::Subnet;
 use api::{Call, Target};
@@ -38,6 +39,7 @@ pub struct Association {
 
 impl IdKind for FloatingIp {}
 
+pub const BY_NETWORK: Index<FloatingIp> = Index::many("network", |f, keys| keys.push(f.network.key()));
 pub const BY_PORT: Index<FloatingIp> =
     Index::many("port", |f, keys| keys.extend(f.association.as_ref().map(|a| a.port.key())));
 const BY_FIXED: Index<FloatingIp> = Index::unique("fixed", |f, keys| {
@@ -49,7 +51,7 @@ const BY_ROUTER: Index<FloatingIp> =
 impl Record for FloatingIp {
     const KIND: &'static str = "floating_ip";
     type Key = Id<FloatingIp>;
-    const INDEXES: &'static [Index<FloatingIp>] = &[BY_PORT, BY_FIXED, BY_ROUTER];
+    const INDEXES: &'static [Index<FloatingIp>] = &[BY_NETWORK, BY_PORT, BY_FIXED, BY_ROUTER];
 
     fn key(&self) -> Id<FloatingIp> {
         self.id
@@ -63,9 +65,6 @@ impl Record for FloatingIp {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Body {
-    description: Option<Text>,
-    tenant_id: Option<ProjectId>,
-    project_id: Option<ProjectId>,
     floating_network_id: Option<Id<Network>>,
     floating_ip_address: Option<IpAddr>,
     #[serde(default, deserialize_with = "nullable")]
@@ -81,19 +80,25 @@ impl Resource for FloatingIp {
     const MANY: &'static str = "floatingips";
     const TITLE: &'static str = "Floating IP";
     const NOT_FOUND: &'static str = "FloatingIPNotFound";
+    const NAMED: bool = false;
+    const ATTRIBUTES: &'static [&'static str] = &[
+        "floating_network_id",
+        "floating_ip_address",
+        "fixed_ip_address",
+        "port_id",
+        "router_id",
+        "status",
+        "port_details",
+        "port_forwardings",
+        "dns_domain",
+        "dns_name",
+        "qos_policy_id",
+        "qos_network_policy_id",
+    ];
     type Body = Body;
 
     fn meta(&self) -> &Meta {
         &self.meta
-    }
-
-    fn meta_body(body: &Body) -> MetaBody {
-        MetaBody {
-            name: None,
-            description: body.description.clone(),
-            tenant_id: body.tenant_id,
-            project_id: body.project_id,
-        }
     }
 
     fn view(&self, state: &State, _: &Context) -> Map<String, Value> {
@@ -106,10 +111,13 @@ impl Resource for FloatingIp {
                 "status": p.status(), "device_id": p.device, "device_owner": p.owner,
             })
         });
+        let mut forwards = state.by(&port_forwarding::BY_FLOATING, self.id).peekable();
+        let router = at.map(|a| a.router).or_else(|| forwards.peek().map(|f| f.router));
+        let forwardings: Vec<_> = forwards.map(|f| port_forwarding::summary(f)).collect();
         let shown = json!({
             "floating_network_id": self.network, "floating_ip_address": self.address,
-            "fixed_ip_address": at.map(|a| a.fixed), "port_id": at.map(|a| a.port), "router_id": at.map(|a| a.router),
-            "status": if at.is_some() { "ACTIVE" } else { "DOWN" }, "port_details": details, "port_forwardings": [],
+            "fixed_ip_address": at.map(|a| a.fixed), "port_id": at.map(|a| a.port), "router_id": router,
+            "status": if router.is_some() { "ACTIVE" } else { "DOWN" }, "port_details": details, "port_forwardings": forwardings,
             "dns_domain": "", "dns_name": "", "qos_policy_id": null, "qos_network_policy_id": null,
         });
         view.extend(shown.as_object().cloned().unwrap_or_default());
@@ -123,11 +131,16 @@ impl Resource for FloatingIp {
         }
     }
 
-    fn create(tx: &mut Tx, cx: &Context, project: ProjectId, body: &Body) -> Result<Arc<FloatingIp>> {
+    fn create(
+        tx: &mut Tx,
+        cx: &Context,
+        project: ProjectId,
+        body: &Wanted<FloatingIp>,
+    ) -> Result<Arc<FloatingIp>> {
         limit::claim(tx, project, &FLOATING_IP, 1)?;
         let network = body.floating_network_id.ok_or_else(|| missing("floating_network_id"))?;
         let network = resource::get::<Network>(tx, cx, network)?;
-        if !network.external {
+        if !network.is_external(tx) {
             return Err(Error::invalid(format!(
                 "Bad floatingip request: Network {} is not a valid external network.",
                 network.id
@@ -144,7 +157,7 @@ impl Resource for FloatingIp {
             holder: holder.id,
             association: None,
         };
-        floating.meta.apply(&Self::meta_body(body));
+        floating.meta.apply(&body.meta);
         if let Some(port) = body.port_id.flatten() {
             floating.association = Some(associate(tx, cx, &floating, port, body.fixed_ip_address.flatten())?);
         } else if body.fixed_ip_address.flatten().is_some() {
@@ -156,9 +169,17 @@ impl Resource for FloatingIp {
         put(tx, floating)
     }
 
-    fn update(tx: &mut Tx, cx: &Context, old: &FloatingIp, body: &Body) -> Result<Arc<FloatingIp>> {
+    fn update(
+        tx: &mut Tx,
+        cx: &Context,
+        old: &FloatingIp,
+        body: &Wanted<FloatingIp>,
+    ) -> Result<Arc<FloatingIp>> {
+        if body.port_id.flatten().is_some() {
+            check_forwardings(tx, old)?;
+        }
         let mut floating = old.clone();
-        floating.meta.apply(&Self::meta_body(body));
+        floating.meta.apply(&body.meta);
         match body.port_id {
             Some(Some(port)) => {
                 floating.association = Some(associate(tx, cx, old, port, body.fixed_ip_address.flatten())?);
@@ -173,7 +194,7 @@ impl Resource for FloatingIp {
                     .ok_or_else(|| input("fixed_ip_address needs a port_id"))?;
                 floating.association = Some(associate(tx, cx, old, port, body.fixed_ip_address.flatten())?);
             }
-            None if body.description.is_none() => floating.association = None,
+            None if body.meta.description.is_none() => floating.association = None,
             None => {}
         }
         floating.meta.touch(tx);
@@ -181,6 +202,7 @@ impl Resource for FloatingIp {
     }
 
     fn delete(tx: &mut Tx, _: &Context, old: &FloatingIp) -> Result<()> {
+        check_forwardings(tx, old)?;
         tx.delete::<FloatingIp>(&old.id);
         tx.delete::<Port>(&old.holder);
         Ok(())
@@ -214,13 +236,27 @@ fn hold(tx: &mut Tx, id: Id<FloatingIp>, network: &Network, body: &Body) -> Resu
 
 fn put(tx: &mut Tx, floating: FloatingIp) -> Result<Arc<FloatingIp>> {
     let (address, at) = (floating.address, floating.association.clone());
-    tx.put(floating).map_err(|_| {
-        let (port, fixed) = at.map(|a| (a.port.to_string(), a.fixed.to_string())).unwrap_or_default();
-        Error::conflict(format!(
-            "Cannot associate floating IP {address} with port {port} using fixed IP {fixed}, as that fixed IP already has a floating IP on the external network."
-        ))
-        .named("FloatingIPPortAlreadyAssociated")
-    })
+    tx.put(floating).map_err(|_| already_associated(address, at.map(|a| (a.port, a.fixed))))
+}
+
+/// The error of a fixed address that would have two floating ones, or the other way round.
+pub fn already_associated(address: IpAddr, at: Option<(Id<Port>, IpAddr)>) -> Error {
+    let (port, fixed) = at.map(|(port, fixed)| (port.to_string(), fixed.to_string())).unwrap_or_default();
+    Error::conflict(format!(
+        "Cannot associate floating IP {address} with port {port} using fixed IP {fixed}, as that fixed IP already has a floating IP on the external network."
+    ))
+    .named("FloatingIPPortAlreadyAssociated")
+}
+
+/// A floating IP with port forwardings leads nowhere else, and stays.
+fn check_forwardings(tx: &Tx, floating: &FloatingIp) -> Result<()> {
+    match tx.by(&port_forwarding::BY_FLOATING, floating.id).next() {
+        Some(_) => {
+            let text = format!("Floating IP {} in use by Port Forwarding resources.", floating.id);
+            Err(Error::conflict(text).named("FipInUseByPortForwarding"))
+        }
+        None => Ok(()),
+    }
 }
 
 fn associate(
@@ -260,12 +296,44 @@ fn associate(
         ))
         .named("ExternalGatewayForFloatingIPNotFound")
     })?;
+    if tx.by(&port_forwarding::BY_PORT, port.id).any(|f| f.fixed == fixed.address) {
+        let text = format!(
+            "Cannot associate floating IP to port {} because it already has a Port Forwarding binding.",
+            port.id
+        );
+        return Err(Error::invalid(text).named("PortHasPortForwarding"));
+    }
     Ok(Association { port: port.id, fixed: fixed.address, router })
+}
+
+/// Removes the floating IPs of an external network that lead nowhere: they go with it.
+pub fn delete_idle(tx: &mut Tx, network: Id<Network>) {
+    let idle: Vec<_> = tx
+        .by(&BY_NETWORK, network)
+        .filter(|f| f.association.is_none() && check_forwardings(tx, f).is_ok())
+        .map(|f| (f.id, f.holder))
+        .collect();
+    for (id, holder) in idle {
+        tx.delete::<FloatingIp>(&id);
+        tx.delete::<Port>(&holder);
+    }
 }
 
 /// The floating IPs that go through a router.
 pub fn of_router(state: &State, router: Id<Router>) -> impl Iterator<Item = &Arc<FloatingIp>> {
     state.by(&BY_ROUTER, router)
+}
+
+/// A port has the addresses that it has: floating IPs that led to others lead nowhere.
+pub fn follow(tx: &mut Tx, port: &Port) -> Result<()> {
+    let stale = tx
+        .by(&BY_PORT, port.id)
+        .filter(|f| f.association.as_ref().is_some_and(|a| !port.fixed.iter().any(|p| p.address == a.fixed)));
+    let stale: Vec<_> = stale.map(|f| f.id).collect();
+    for id in stale {
+        tx.update::<FloatingIp>(&id, |f| f.association = None)?;
+    }
+    Ok(())
 }
 
 /// Lets go of a port that is about to be removed.

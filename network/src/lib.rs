@@ -3,15 +3,21 @@
 //! Every create, update and delete is one transaction. Nothing here touches a node: `sections` renders what nodes need.
 //! This crate names no server: a port has an owner kind and a device id.
 //!
-//! Deliberately absent so far: trunks, QoS, address scopes, RBAC, port forwarding, metering, VLAN provider networks.
+//! Deliberately absent so far: trunks, QoS, VLAN provider networks.
 
+pub mod address_group;
+pub mod address_scope;
+pub mod agent;
 pub mod attr;
 mod extension;
 pub mod floating_ip;
 pub mod ipam;
+pub mod metering;
 pub mod network;
 pub mod port;
+pub mod port_forwarding;
 mod quota;
+pub mod rbac;
 pub mod resource;
 pub mod router;
 pub mod rules;
@@ -21,13 +27,20 @@ pub mod spread;
 pub mod subnet;
 pub mod subnet_pool;
 mod tag;
+mod zone;
 
+use address_group::AddressGroup;
+use address_scope::AddressScope;
 use api::route::OPEN;
 use api::{Faults, Mounted, Reply, Route, Service, delete, get, post, put};
+use fleet::Fleet;
 use floating_ip::FloatingIp;
 use identity::limit::Resource as Limited;
+use metering::{MeteringLabel, MeteringLabelRule};
 use network::Network;
 use port::Port;
+use port_forwarding::PortForwarding;
+use rbac::RbacPolicy;
 use resource::Resource;
 use router::Router;
 use security_group::{SecurityGroup, SecurityGroupRule};
@@ -43,14 +56,26 @@ pub const ROUTER: Limited = Limited { name: "network:router", default: 10 };
 pub const FLOATING_IP: Limited = Limited { name: "network:floatingip", default: 50 };
 pub const SECURITY_GROUP: Limited = Limited { name: "network:security_group", default: 10 };
 pub const SECURITY_GROUP_RULE: Limited = Limited { name: "network:security_group_rule", default: 100 };
+pub const RBAC_POLICY: Limited = Limited { name: "network:rbac_policy", default: 10 };
 /// What projects are limited in.
-pub const RESOURCES: [Limited; 8] =
-    [NETWORK, SUBNET, SUBNET_POOL, PORT, ROUTER, FLOATING_IP, SECURITY_GROUP, SECURITY_GROUP_RULE];
+pub const RESOURCES: [Limited; 9] = [
+    NETWORK,
+    SUBNET,
+    SUBNET_POOL,
+    PORT,
+    ROUTER,
+    FLOATING_IP,
+    SECURITY_GROUP,
+    SECURITY_GROUP_RULE,
+    RBAC_POLICY,
+];
 
 /// What the handlers share.
 #[derive(Clone)]
 pub struct App {
     pub cell: Cell,
+    /// Who is alive, for the agents.
+    pub fleet: Fleet,
 }
 
 /// The kinds of records that this service keeps.
@@ -64,6 +89,13 @@ pub fn records(schema: Schema) -> Schema {
         .record::<FloatingIp>()
         .record::<SecurityGroup>()
         .record::<SecurityGroupRule>()
+        .record::<agent::Agent>()
+        .record::<RbacPolicy>()
+        .record::<AddressScope>()
+        .record::<AddressGroup>()
+        .record::<PortForwarding>()
+        .record::<MeteringLabel>()
+        .record::<MeteringLabelRule>()
 }
 
 /// The service under `/network`.
@@ -87,7 +119,12 @@ fn routes() -> Vec<Route<App>> {
         get("/v2.0", OPEN, extension::resources),
         get("/v2.0/extensions", "get_extensions", extension::list),
         get("/v2.0/extensions/{alias}", "get_extensions", extension::show),
-        get("/v2.0/availability_zones", "get_availability_zone", extension::zones),
+        get("/v2.0/availability_zones", "get_availability_zone", zone::list),
+        get("/v2.0/service-providers", "get_service_provider", extension::providers),
+        get("/v2.0/agents", "get_agent", agent::list),
+        get("/v2.0/agents/{id}", "get_agent", agent::show),
+        put("/v2.0/agents/{id}", "update_agent", agent::update),
+        delete("/v2.0/agents/{id}", "delete_agent", agent::delete),
         get("/v2.0/quotas", "get_quota", quota::list),
         get("/v2.0/quotas/{project_id}", "get_quota", quota::show),
         put("/v2.0/quotas/{project_id}", "update_quota", quota::update),
@@ -102,7 +139,19 @@ fn routes() -> Vec<Route<App>> {
             router::remove_interface,
         ),
         get("/v2.0/security-groups", "get_security_group", list_groups),
+        put("/v2.0/address-groups/{id}/add_addresses", "add_addresses", address_group::add_addresses),
+        put(
+            "/v2.0/address-groups/{id}/remove_addresses",
+            "remove_addresses",
+            address_group::remove_addresses,
+        ),
     ];
+    let nested = rules::PORT_FORWARDING_ROUTES;
+    routes.push(get(nested.many, nested.get, port_forwarding::list));
+    routes.push(post(nested.many, nested.create, port_forwarding::create));
+    routes.push(get(nested.one, nested.get, port_forwarding::show));
+    routes.push(put(nested.one, nested.update, port_forwarding::update));
+    routes.push(delete(nested.one, nested.delete, port_forwarding::delete));
     crud::<Network>(&mut routes, rules::NETWORK_ROUTES);
     crud::<Subnet>(&mut routes, rules::SUBNET_ROUTES);
     crud::<SubnetPool>(&mut routes, rules::SUBNET_POOL_ROUTES);
@@ -111,6 +160,11 @@ fn routes() -> Vec<Route<App>> {
     crud::<FloatingIp>(&mut routes, rules::FLOATING_IP_ROUTES);
     crud::<SecurityGroup>(&mut routes, rules::SECURITY_GROUP_ROUTES);
     crud::<SecurityGroupRule>(&mut routes, rules::SECURITY_GROUP_RULE_ROUTES);
+    crud::<RbacPolicy>(&mut routes, rules::RBAC_POLICY_ROUTES);
+    crud::<AddressScope>(&mut routes, rules::ADDRESS_SCOPE_ROUTES);
+    crud::<AddressGroup>(&mut routes, rules::ADDRESS_GROUP_ROUTES);
+    crud::<MeteringLabel>(&mut routes, rules::METERING_LABEL_ROUTES);
+    crud::<MeteringLabelRule>(&mut routes, rules::METERING_LABEL_RULE_ROUTES);
     tags::<Network>(&mut routes, rules::NETWORK_ROUTES);
     tags::<Subnet>(&mut routes, rules::SUBNET_ROUTES);
     tags::<SubnetPool>(&mut routes, rules::SUBNET_POOL_ROUTES);

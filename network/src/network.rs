@@ -1,10 +1,14 @@
 //! Networks: one L2 segment each, a VXLAN by its number (`vni`).
 
-use crate::attr::{Flag, Meta, MetaBody, Text, Whole, input, nullable};
+use crate::address_scope::AddressScope;
+use crate::attr::{Flag, Meta, Text, Whole, input, nullable};
 use crate::port::{self, Port};
-use crate::resource::Resource;
+use crate::rbac::{self, Action, Kind, Shared};
+use crate::resource::{Resource, Wanted};
+use crate::subnet::BY_NETWORK;
 use crate::subnet::{self, Subnet};
-use crate::{NETWORK, subnet::BY_NETWORK};
+use crate::subnet_pool::SubnetPool;
+use crate::{NETWORK, floating_ip, zone};
 use api::{Call, Target};
 use base::{Context, Error, Id, IdKind, ProjectId, Result};
 use identity::limit;
@@ -23,8 +27,6 @@ pub struct Network {
     pub id: Id<Network>,
     pub meta: Meta,
     pub admin_up: bool,
-    pub shared: bool,
-    pub external: bool,
     #[serde(default)]
     pub default: bool,
     pub mtu: u32,
@@ -60,10 +62,6 @@ impl Record for Network {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Body {
-    name: Option<Text>,
-    description: Option<Text>,
-    tenant_id: Option<ProjectId>,
-    project_id: Option<ProjectId>,
     admin_state_up: Option<Flag>,
     shared: Option<Flag>,
     #[serde(rename = "router:external")]
@@ -81,15 +79,8 @@ pub struct Body {
     dns_domain: Option<Text>,
 }
 
-impl Body {
-    fn meta_body(&self) -> MetaBody {
-        MetaBody {
-            name: self.name.clone(),
-            description: self.description.clone(),
-            tenant_id: self.tenant_id,
-            project_id: self.project_id,
-        }
-    }
+impl Shared for Network {
+    const RBAC: Kind = Kind::Network;
 }
 
 impl Resource for Network {
@@ -97,18 +88,35 @@ impl Resource for Network {
     const MANY: &'static str = "networks";
     const TITLE: &'static str = "Network";
     const NOT_FOUND: &'static str = "NetworkNotFound";
+    const ATTRIBUTES: &'static [&'static str] = &[
+        "admin_state_up",
+        "status",
+        "subnets",
+        "shared",
+        "router:external",
+        "mtu",
+        "port_security_enabled",
+        "availability_zone_hints",
+        "availability_zones",
+        "ipv4_address_scope",
+        "ipv6_address_scope",
+        "dns_domain",
+        "is_default",
+        "l2_adjacency",
+        "provider:network_type",
+        "provider:physical_network",
+        "provider:segmentation_id",
+    ];
     type Body = Body;
 
     fn meta(&self) -> &Meta {
         &self.meta
     }
 
-    fn meta_body(body: &Body) -> MetaBody {
-        body.meta_body()
-    }
-
-    fn visible(&self, _: &State, cx: &Context) -> bool {
-        cx.sees(self.meta.project) || self.shared || self.external
+    fn visible(&self, state: &State, cx: &Context) -> bool {
+        cx.sees(self.meta.project)
+            || rbac::shared(state, self.id, cx)
+            || rbac::allows(state, self.id, Action::AccessAsExternal, cx.project())
     }
 
     fn view(&self, state: &State, cx: &Context) -> Map<String, Value> {
@@ -117,9 +125,10 @@ impl Resource for Network {
             state.by(&BY_NETWORK, self.id).filter(|s| s.visible(state, cx)).map(|s| s.id).collect();
         let shown = json!({
             "admin_state_up": self.admin_up, "status": if self.admin_up { "ACTIVE" } else { "DOWN" },
-            "subnets": subnets, "shared": self.shared, "router:external": self.external, "mtu": self.mtu,
+            "subnets": subnets, "shared": rbac::shared(state, self.id, cx), "router:external": self.is_external(state), "mtu": self.mtu,
             "port_security_enabled": self.port_security, "availability_zone_hints": self.zone_hints,
-            "availability_zones": ["nova"], "ipv4_address_scope": null, "ipv6_address_scope": null,
+            "availability_zones": zone::names(state), "ipv4_address_scope": scope(state, self, false),
+            "ipv6_address_scope": scope(state, self, true),
             "dns_domain": self.dns_domain, "is_default": self.default, "l2_adjacency": true,
         });
         view.extend(shown.as_object().cloned().unwrap_or_default());
@@ -149,14 +158,12 @@ impl Resource for Network {
         Ok(())
     }
 
-    fn create(tx: &mut Tx, _: &Context, project: ProjectId, body: &Body) -> Result<Arc<Network>> {
+    fn create(tx: &mut Tx, _: &Context, project: ProjectId, body: &Wanted<Network>) -> Result<Arc<Network>> {
         limit::claim(tx, project, &NETWORK, 1)?;
         let mut network = Network {
             id: tx.new_id(),
             meta: Meta::new(tx, project),
             admin_up: true,
-            shared: false,
-            external: false,
             default: false,
             mtu: MTU,
             vni: vni(tx, body)?,
@@ -166,31 +173,30 @@ impl Resource for Network {
             dns_domain: String::new(),
         };
         apply(&mut network, body)?;
+        zone::check(tx, body.availability_zone_hints.as_deref().unwrap_or_default())?;
         network.zone_hints = body.availability_zone_hints.clone().unwrap_or_default();
-        tx.put(network).map_err(|_| {
+        let network = tx.put(network).map_err(|_| {
             Error::conflict("Unable to create the network. The segmentation id is in use.")
                 .named("TunnelIdInUse")
-        })
+        })?;
+        share(tx, &network, body)?;
+        Ok(network)
     }
 
-    fn update(tx: &mut Tx, _: &Context, old: &Network, body: &Body) -> Result<Arc<Network>> {
+    fn update(tx: &mut Tx, _: &Context, old: &Network, body: &Wanted<Network>) -> Result<Arc<Network>> {
         if body.network_type.is_some() || body.physical.is_some() || body.segment.is_some() {
             return Err(input("Plugin does not support updating provider attributes"));
-        }
-        if body.shared == Some(Flag(false)) && old.shared && used_by_others(tx, old) {
-            return Err(Error::conflict(format!(
-                "Unable to reconfigure sharing settings for network {}. Multiple tenants are using it.",
-                old.id
-            ))
-            .named("InvalidSharedSetting"));
         }
         let mut network = old.clone();
         apply(&mut network, body)?;
         network.meta.touch(tx);
-        Ok(tx.put(network)?)
+        let network = tx.put(network)?;
+        share(tx, &network, body)?;
+        Ok(network)
     }
 
     fn delete(tx: &mut Tx, _: &Context, old: &Network) -> Result<()> {
+        floating_ip::delete_idle(tx, old.id);
         if let Some(port) = tx.by(&port::BY_NETWORK, old.id).find(|p| !p.owner.is_automatic()) {
             return Err(Error::conflict(format!(
                 "Unable to complete operation on network {}. There are one or more ports still in use on the network, id for these ports is: {}.",
@@ -202,17 +208,45 @@ impl Resource for Network {
         automatic.iter().for_each(|id| drop(tx.delete::<Port>(id)));
         let subnets: Vec<_> = tx.by(&BY_NETWORK, old.id).map(|s| s.id).collect();
         subnets.iter().for_each(|id| drop(tx.delete::<Subnet>(id)));
+        rbac::forget(tx, old.id);
         tx.delete::<Network>(&old.id);
         Ok(())
     }
 }
 
-fn apply(network: &mut Network, body: &Body) -> Result<()> {
-    network.meta.apply(&body.meta_body());
+impl Network {
+    /// Routers and floating IPs may have addresses of it; nodes are plugged into it by their uplink.
+    pub fn is_external(&self, state: &State) -> bool {
+        rbac::is_external(state, self.id)
+    }
+}
+
+/// Writes the policies that `shared` and `router:external` stand for.
+fn share(tx: &mut Tx, network: &Network, body: &Body) -> Result<()> {
+    if let Some(Flag(shared)) = body.shared {
+        rbac::for_everyone(tx, network, Action::AccessAsShared, shared).map_err(|_| {
+            let text = "Multiple tenants are using it.";
+            Error::conflict(format!(
+                "Unable to reconfigure sharing settings for network {}. {text}",
+                network.id
+            ))
+            .named("InvalidSharedSetting")
+        })?;
+    }
+    match body.external {
+        Some(Flag(true)) if !network.is_external(tx) => {
+            rbac::for_everyone(tx, network, Action::AccessAsExternal, true)?;
+        }
+        Some(Flag(false)) => rbac::not_external(tx, network.id)?,
+        Some(Flag(true)) | None => {}
+    }
+    Ok(())
+}
+
+fn apply(network: &mut Network, body: &Wanted<Network>) -> Result<()> {
+    network.meta.apply(&body.meta);
     let set = |flag: &Option<Flag>, field: &mut bool| *field = flag.map_or(*field, |f| f.0);
     set(&body.admin_state_up, &mut network.admin_up);
-    set(&body.shared, &mut network.shared);
-    set(&body.external, &mut network.external);
     set(&body.is_default, &mut network.default);
     set(&body.port_security_enabled, &mut network.port_security);
     if let Some(Whole(mtu)) = body.mtu {
@@ -257,9 +291,10 @@ fn vni(tx: &mut Tx, body: &Body) -> Result<u32> {
     }
 }
 
-fn used_by_others(tx: &Tx, network: &Network) -> bool {
-    tx.by(&port::BY_NETWORK, network.id)
-        .any(|p| p.meta.project != network.meta.project && p.meta.project != ProjectId::ZERO)
+/// The address scope of the pools that its subnets of one IP version are of.
+fn scope(state: &State, network: &Network, v6: bool) -> Option<Id<AddressScope>> {
+    let mut subnets = state.by(&BY_NETWORK, network.id).filter(|s| s.cidr.addr().is_ipv6() == v6);
+    subnets.find_map(|s| state.get::<SubnetPool>(&s.pool?)?.scope)
 }
 
 /// The network that a server gets when it names none: the only one that its project may use.
@@ -267,7 +302,7 @@ fn used_by_others(tx: &Tx, network: &Network) -> bool {
 /// Errors: `Conflict` when there are several. `None` when there is none with a subnet.
 pub fn automatic(state: &State, project: ProjectId) -> Result<Option<Id<Network>>> {
     let usable = |n: &&Arc<Network>| {
-        !n.external
+        !n.is_external(state)
             && n.admin_up
             && (n.meta.project == project)
             && state.by(&subnet::BY_NETWORK, n.id).next().is_some()

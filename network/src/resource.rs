@@ -1,12 +1,13 @@
 //! What the resources have in common at the API: create (also many at once), list, show, update, delete.
 
 use crate::App;
-use crate::attr::{Meta, MetaBody};
+use crate::attr::{Meta, MetaBody, read_only};
 use api::{Call, Reply};
 use base::{Context, Error, Id, IdKind, Kind, ProjectId, Result};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use std::cmp::Ordering;
+use std::ops::Deref;
 use std::sync::Arc;
 use store::{Record, State, Tx};
 
@@ -23,11 +24,14 @@ pub trait Resource: Record<Key = Id<Self>> + IdKind {
     const TITLE: &'static str;
     /// `NetworkNotFound`, as clients map it.
     const NOT_FOUND: &'static str;
-    /// What a caller may write, on create and update.
+    /// What its views show beyond what all resources do: what lists can be filtered by.
+    const ATTRIBUTES: &'static [&'static str];
+    /// Whether it has a name that its owner writes.
+    const NAMED: bool = true;
+    /// What a caller may write beyond what all resources share, on create and update.
     type Body: DeserializeOwned + Clone + Send + Sync + 'static;
 
     fn meta(&self) -> &Meta;
-    fn meta_body(body: &Self::Body) -> MetaBody;
     fn visible(&self, _state: &State, cx: &Context) -> bool {
         cx.sees(self.meta().project)
     }
@@ -36,9 +40,41 @@ pub trait Resource: Record<Key = Id<Self>> + IdKind {
     fn guard(_call: &Call, _body: &Self::Body, _verb: &str) -> Result<()> {
         Ok(())
     }
-    fn create(tx: &mut Tx, cx: &Context, project: ProjectId, body: &Self::Body) -> Result<Arc<Self>>;
-    fn update(tx: &mut Tx, cx: &Context, old: &Self, body: &Self::Body) -> Result<Arc<Self>>;
+    fn create(tx: &mut Tx, cx: &Context, project: ProjectId, body: &Wanted<Self>) -> Result<Arc<Self>>;
+    fn update(tx: &mut Tx, cx: &Context, old: &Self, body: &Wanted<Self>) -> Result<Arc<Self>>;
     fn delete(tx: &mut Tx, cx: &Context, old: &Self) -> Result<()>;
+}
+
+/// What a caller wrote: the attributes that all resources share, and those of this one.
+#[derive(Clone)]
+pub struct Wanted<R: Resource> {
+    pub meta: MetaBody,
+    pub own: R::Body,
+}
+
+impl<R: Resource> Deref for Wanted<R> {
+    type Target = R::Body;
+
+    fn deref(&self) -> &R::Body {
+        &self.own
+    }
+}
+
+impl<R: Resource> Wanted<R> {
+    /// Errors: `Invalid`, naming the attribute.
+    pub fn parse(value: Value) -> Result<Wanted<R>> {
+        let mut own: Map<String, Value> = api::call::from_value(value, R::ONE)?;
+        let mut shared = Map::new();
+        for attribute in ["name", "description", "tenant_id", "project_id"] {
+            if (attribute != "name" || R::NAMED)
+                && let Some(value) = own.remove(attribute)
+            {
+                shared.insert(attribute.into(), value);
+            }
+        }
+        let meta = api::call::from_value(Value::Object(shared), R::ONE)?;
+        Ok(Wanted { meta, own: api::call::from_value(Value::Object(own), R::ONE)? })
+    }
 }
 
 pub fn not_found<R: Resource>(id: &str) -> Error {
@@ -61,7 +97,7 @@ pub fn own<R: Resource>(state: &State, cx: &Context, id: Id<R>) -> Result<Arc<R>
     }
 }
 
-fn id_of<R: Resource>(call: &Call) -> Result<Id<R>> {
+pub fn id_of<R: Resource>(call: &Call) -> Result<Id<R>> {
     call.param("id").parse().map_err(|_| not_found::<R>(call.param("id")))
 }
 
@@ -78,7 +114,7 @@ fn project(cx: &Context, body: &MetaBody) -> Result<ProjectId> {
 pub async fn create<R: Resource>(app: App, call: Call) -> Result<Reply> {
     let mut body: Map<String, Value> = call.json()?;
     if let Some(many) = body.remove(R::MANY) {
-        let bodies: Vec<R::Body> = api::call::from_value(many, R::MANY)?;
+        let bodies: Vec<Value> = api::call::from_value(many, R::MANY)?;
         if bodies.is_empty() || bodies.len() > BULK_MAX {
             return Err(Error::invalid(format!("{} takes 1 to {BULK_MAX} entries.", R::MANY)));
         }
@@ -88,15 +124,16 @@ pub async fn create<R: Resource>(app: App, call: Call) -> Result<Reply> {
     let one = body.remove(R::ONE).ok_or_else(|| {
         Error::invalid(format!("Invalid input for field/attribute {0}. '{0}' is a required property", R::ONE))
     })?;
-    let views = create_all::<R>(&app, &call, vec![api::call::from_value(one, R::ONE)?]).await?;
+    let views = create_all::<R>(&app, &call, vec![one]).await?;
     Ok(Reply::created(&json!({R::ONE: views.into_iter().next()})))
 }
 
-async fn create_all<R: Resource>(
+pub async fn create_all<R: Resource>(
     app: &App,
     call: &Call,
-    bodies: Vec<R::Body>,
+    bodies: Vec<Value>,
 ) -> Result<Vec<Map<String, Value>>> {
+    let bodies: Vec<Wanted<R>> = bodies.into_iter().map(Wanted::parse).collect::<Result<_>>()?;
     for body in &bodies {
         R::guard(call, body, "create")?;
     }
@@ -104,7 +141,7 @@ async fn create_all<R: Resource>(
     call.write(&app.cell, move |tx| {
         let mut made = Vec::with_capacity(bodies.len());
         for body in &bodies {
-            made.push(R::create(tx, &cx, project(&cx, &R::meta_body(body))?, body)?);
+            made.push(R::create(tx, &cx, project(&cx, &body.meta)?, body)?);
         }
         Ok(made.iter().map(|r| r.view(tx, &cx)).collect())
     })
@@ -121,7 +158,7 @@ pub async fn show<R: Resource>(app: App, call: Call) -> Result<Reply> {
 
 pub async fn update<R: Resource>(app: App, call: Call) -> Result<Reply> {
     let id = id_of::<R>(&call)?;
-    let body: R::Body = call.json_in(R::ONE)?;
+    let body = Wanted::<R>::parse(call.json_in(R::ONE)?)?;
     own::<R>(&app.cell.read(), &call.cx, id)?;
     R::guard(&call, &body, "update")?;
     let expected = if_match(&call)?;
@@ -130,6 +167,9 @@ pub async fn update<R: Resource>(app: App, call: Call) -> Result<Reply> {
         .write(&app.cell, move |tx| {
             let old = own::<R>(tx, &cx, id)?;
             check_revision(&*old, expected)?;
+            if body.meta.project().is_some_and(|p| p != old.meta().project) {
+                return Err(read_only("project_id"));
+            }
             Ok(R::update(tx, &cx, &old, &body)?.view(tx, &cx))
         })
         .await?;
@@ -168,14 +208,49 @@ fn check_revision<R: Resource>(found: &R, expected: Option<u64>) -> Result<()> {
 }
 
 pub async fn list<R: Resource>(app: App, call: Call) -> Result<Reply> {
+    check_filters::<R>(&call)?;
     let state = app.cell.read();
     let views = state.all::<R>().filter(|r| r.visible(&state, &call.cx)).map(|r| r.view(&state, &call.cx));
     answer(&call, R::MANY, views.collect())
 }
 
+/// What of a query is no filter.
+const CONTROL: [&str; 6] = ["fields", "sort_key", "sort_dir", "limit", "marker", "page_reverse"];
+/// What lists of all resources can be filtered by.
+const FILTERS: [&str; 12] = [
+    "id",
+    "project_id",
+    "tenant_id",
+    "name",
+    "description",
+    "created_at",
+    "updated_at",
+    "revision_number",
+    "tags",
+    "tags-any",
+    "not-tags",
+    "not-tags-any",
+];
+
+/// Errors: `Invalid` for a filter or sort key that the resource does not have.
+pub fn check_filters<R: Resource>(call: &Call) -> Result<()> {
+    let known = |name: &str| FILTERS.contains(&name) || R::ATTRIBUTES.contains(&name);
+    let names = call.query.0.iter().map(|(n, _)| n.as_str());
+    let unknown: Vec<_> =
+        names.filter(|n| !CONTROL.contains(n) && *n != "changed_since" && !known(n)).collect();
+    if !unknown.is_empty() {
+        return Err(Error::invalid(format!("{unknown:?} is invalid attribute for filtering")));
+    }
+    match call.query.all("sort_key").find(|key| !known(key)) {
+        Some(key) => {
+            Err(Error::invalid(format!("'{}' is an invalid attribute for sort key", key.escape_default())))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Filters, sorts, cuts and answers a list of views.
 pub fn answer(call: &Call, many: &str, mut views: Vec<Map<String, Value>>) -> Result<Reply> {
-    const CONTROL: [&str; 6] = ["fields", "sort_key", "sort_dir", "limit", "marker", "page_reverse"];
     let mut names: Vec<&str> = call.query.0.iter().map(|(n, _)| n.as_str()).collect();
     names.retain(|n| !CONTROL.contains(n));
     names.sort_unstable();
@@ -325,7 +400,7 @@ fn compare(a: Option<&Value>, b: Option<&Value>) -> Ordering {
 }
 
 /// Keeps only the `fields` that were asked for.
-fn select(call: &Call, view: &mut Map<String, Value>) {
+pub fn select(call: &Call, view: &mut Map<String, Value>) {
     let fields: Vec<&str> =
         call.query.all("fields").flat_map(|f| f.split(',')).filter(|f| !f.is_empty()).collect();
     if !fields.is_empty() {

@@ -1,12 +1,13 @@
 //! Routers: interfaces on subnets, a gateway to an external network, extra routes.
 
-use crate::attr::{Flag, Meta, MetaBody, Text, input, nullable};
+use crate::attr::{Flag, Meta, input, nullable};
 use crate::floating_ip;
 use crate::network::Network;
 use crate::port::{self, Fixed, NewPort, Owner, Port, ROUTER_GATEWAY, ROUTER_INTERFACE, WantedIp};
-use crate::resource::{self, Resource};
+use crate::port_forwarding;
+use crate::resource::{self, Resource, Wanted};
 use crate::subnet::{self, HostRoute, Subnet};
-use crate::{App, ROUTER, ipam, spread};
+use crate::{App, ROUTER, ipam, spread, zone};
 use api::{Call, Reply, Target};
 use base::{Context, Error, Id, IdKind, ProjectId, Result};
 use identity::limit;
@@ -30,6 +31,8 @@ pub struct Router {
     /// Every node routes for its own ports. False: one node does, `host`.
     #[serde(default = "yes")]
     pub distributed: bool,
+    #[serde(default)]
+    pub zone_hints: Vec<String>,
     /// The node of a central router; none while there is no node.
     #[serde(default)]
     pub host: Option<String>,
@@ -79,10 +82,6 @@ impl Record for Router {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Body {
-    name: Option<Text>,
-    description: Option<Text>,
-    tenant_id: Option<ProjectId>,
-    project_id: Option<ProjectId>,
     admin_state_up: Option<Flag>,
     #[serde(default, deserialize_with = "nullable")]
     external_gateway_info: Option<Option<WantedGateway>>,
@@ -101,38 +100,26 @@ struct WantedGateway {
     external_fixed_ips: Option<Vec<WantedIp>>,
 }
 
-impl Body {
-    /// A router with a gateway: for the demo and for tests.
-    pub fn with_gateway(name: &str, network: Id<Network>) -> Body {
-        Body {
-            name: Some(Text(name.into())),
-            external_gateway_info: Some(Some(WantedGateway {
-                network_id: Some(network),
-                ..WantedGateway::default()
-            })),
-            ..Body::default()
-        }
-    }
-}
-
 impl Resource for Router {
     const ONE: &'static str = "router";
     const MANY: &'static str = "routers";
     const TITLE: &'static str = "Router";
     const NOT_FOUND: &'static str = "RouterNotFound";
+    const ATTRIBUTES: &'static [&'static str] = &[
+        "admin_state_up",
+        "status",
+        "external_gateway_info",
+        "routes",
+        "availability_zones",
+        "availability_zone_hints",
+        "flavor_id",
+        "distributed",
+        "ha",
+    ];
     type Body = Body;
 
     fn meta(&self) -> &Meta {
         &self.meta
-    }
-
-    fn meta_body(body: &Body) -> MetaBody {
-        MetaBody {
-            name: body.name.clone(),
-            description: body.description.clone(),
-            tenant_id: body.tenant_id,
-            project_id: body.project_id,
-        }
     }
 
     fn view(&self, state: &State, cx: &Context) -> Map<String, Value> {
@@ -145,7 +132,8 @@ impl Resource for Router {
         });
         let shown = json!({
             "admin_state_up": self.admin_up, "status": "ACTIVE", "external_gateway_info": gateway,
-            "routes": self.routes, "availability_zones": ["nova"], "availability_zone_hints": [], "flavor_id": null,
+            "routes": self.routes, "availability_zones": zone::names(state), "availability_zone_hints": self.zone_hints,
+            "flavor_id": null,
         });
         view.extend(shown.as_object().cloned().unwrap_or_default());
         if cx.everywhere {
@@ -174,7 +162,7 @@ impl Resource for Router {
         Ok(())
     }
 
-    fn create(tx: &mut Tx, cx: &Context, project: ProjectId, body: &Body) -> Result<Arc<Router>> {
+    fn create(tx: &mut Tx, cx: &Context, project: ProjectId, body: &Wanted<Router>) -> Result<Arc<Router>> {
         limit::claim(tx, project, &ROUTER, 1)?;
         let id = tx.new_id();
         let mut router = Router {
@@ -183,6 +171,7 @@ impl Resource for Router {
             admin_up: true,
             gateway: None,
             routes: Vec::new(),
+            zone_hints: Vec::new(),
             distributed: body.distributed.is_none_or(|f| f.0),
             host: None,
         };
@@ -191,7 +180,7 @@ impl Resource for Router {
         spread::settle(tx, id)
     }
 
-    fn update(tx: &mut Tx, cx: &Context, old: &Router, body: &Body) -> Result<Arc<Router>> {
+    fn update(tx: &mut Tx, cx: &Context, old: &Router, body: &Wanted<Router>) -> Result<Arc<Router>> {
         let mut router = old.clone();
         if body.distributed.is_some_and(|f| f.0 != router.distributed) && router.admin_up {
             return Err(bad_router(
@@ -233,13 +222,12 @@ pub fn of_subnet(state: &State, subnet: &Subnet) -> Option<Id<Router>> {
     holder.or_else(any)?.device.parse().ok()
 }
 
-fn apply(tx: &mut Tx, cx: &Context, router: &mut Router, body: &Body) -> Result<()> {
-    router.meta.apply(&Router::meta_body(body));
+fn apply(tx: &mut Tx, cx: &Context, router: &mut Router, body: &Wanted<Router>) -> Result<()> {
+    router.meta.apply(&body.meta);
     router.admin_up = body.admin_state_up.map_or(router.admin_up, |f| f.0);
-    if body.availability_zone_hints.as_ref().is_some_and(|z| z.iter().any(|z| z != "nova")) {
-        return Err(
-            Error::not_found("AvailabilityZone could not be found.").named("AvailabilityZoneNotFound")
-        );
+    if let Some(hints) = &body.availability_zone_hints {
+        zone::check(tx, hints)?;
+        router.zone_hints = hints.clone();
     }
     if let Some(wanted) = &body.external_gateway_info {
         set_gateway(tx, cx, router, wanted.as_ref().filter(|w| w.network_id.is_some()))?;
@@ -256,7 +244,7 @@ fn set_gateway(tx: &mut Tx, cx: &Context, router: &mut Router, wanted: Option<&W
         return clear_gateway(tx, router);
     };
     let network = resource::get::<Network>(tx, cx, wanted.network_id.unwrap_or_default())?;
-    if !network.external {
+    if !network.is_external(tx) {
         return Err(Error::invalid(format!(
             "Bad router request: Network {} is not an external network.",
             network.id
@@ -288,7 +276,8 @@ fn set_gateway(tx: &mut Tx, cx: &Context, router: &mut Router, wanted: Option<&W
 
 fn clear_gateway(tx: &mut Tx, router: &mut Router) -> Result<()> {
     let Some(gateway) = &router.gateway else { return Ok(()) };
-    if floating_ip::of_router(tx, router.id).next().is_some() {
+    let forwards = tx.by(&port_forwarding::BY_ROUTER, router.id).next().is_some();
+    if forwards || floating_ip::of_router(tx, router.id).next().is_some() {
         return Err(Error::conflict(format!(
             "Gateway cannot be updated for router {}, since a gateway to external network {} is required by one or more floating IPs.",
             router.id, gateway.network
@@ -482,7 +471,7 @@ fn unplug(tx: &mut Tx, router: &Router, port: &Port, only: Option<Id<Subnet>>) -
         .filter_map(|f| f.association.as_ref())
         .filter_map(|a| Some((a, tx.get::<Port>(&a.port)?)))
         .any(|(a, p)| p.fixed.iter().any(|f| f.address == a.fixed && leaving.contains(&f.subnet)));
-    if needed {
+    if needed || port_forwarding::needs(tx, router.id, &|f| leaving.contains(&f.subnet)) {
         return Err(Error::conflict(format!(
             "Router interface for subnet {} on router {} cannot be deleted, as it is required by one or more floating IPs.",
             leaving[0], router.id

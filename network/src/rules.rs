@@ -39,6 +39,12 @@ routes! {
     FLOATING_IP_ROUTES "floatingips" "floatingip";
     SECURITY_GROUP_ROUTES "security-groups" "security_group";
     SECURITY_GROUP_RULE_ROUTES "security-group-rules" "security_group_rule";
+    RBAC_POLICY_ROUTES "rbac-policies" "rbac_policy";
+    ADDRESS_SCOPE_ROUTES "address-scopes" "address_scope";
+    ADDRESS_GROUP_ROUTES "address-groups" "address_group";
+    METERING_LABEL_ROUTES "metering/metering-labels" "metering_label";
+    METERING_LABEL_RULE_ROUTES "metering/metering-label-rules" "metering_label_rule";
+    PORT_FORWARDING_ROUTES "floatingips/{floatingip_id}/port_forwardings" "floatingip_port_forwarding";
 }
 
 const READER: &str = "role:admin or (role:reader and project_id:%(project_id)s)";
@@ -64,9 +70,29 @@ macro_rules! rules {
 }
 
 rules! {
-    "network", "subnet", "subnetpool", "port", "router", "floatingip", "security_group", "security_group_rule";
+    "network", "subnet", "subnetpool", "port", "router", "floatingip", "security_group", "security_group_rule",
+    "rbac_policy", "address_scope", "address_group", "floatingip_port_forwarding";
+    rule("get_metering_label", ADMIN, "List and show metering labels"),
+    rule("create_metering_label", ADMIN, "Create a metering label"),
+    rule("update_metering_label", ADMIN, "Change a metering label"),
+    rule("delete_metering_label", ADMIN, "Delete a metering label"),
+    rule("get_metering_label_rule", ADMIN, "List and show rules of metering labels"),
+    rule("create_metering_label_rule", ADMIN, "Create a rule of a metering label"),
+    rule("update_metering_label_rule", ADMIN, "Change a rule of a metering label"),
+    rule("delete_metering_label_rule", ADMIN, "Delete a rule of a metering label"),
+    rule("add_addresses", MEMBER, "Add addresses to an address group"),
+    rule("remove_addresses", MEMBER, "Remove addresses from an address group"),
+    rule("create_address_scope:shared", ADMIN, "Share an address scope with all projects"),
+    rule("update_address_scope:shared", ADMIN, "Share an address scope with all projects"),
+    rule("create_rbac_policy:target_tenant", ADMIN, "Share something with all projects"),
+    rule("update_rbac_policy:target_tenant", ADMIN, "Share something with all projects"),
+    rule("create_rbac_policy:access_as_external", ADMIN, "Make a network external"),
     rule("get_extensions", "@", "List and show extensions"),
     rule("get_availability_zone", "@", "List availability zones"),
+    rule("get_service_provider", "@", "List service providers"),
+    rule("get_agent", READER, "List and show agents; others than administrators see none"),
+    rule("update_agent", ADMIN, "Describe an agent, or take it out of service"),
+    rule("delete_agent", ADMIN, "Remove an agent"),
     rule("get_quota", READER, "See quotas"),
     rule("update_quota", ADMIN, "Set quotas"),
     rule("delete_quota", ADMIN, "Reset quotas"),

@@ -1,8 +1,11 @@
 //! The sections of a node's document that network records make. Pure: what a key holds depends on the state alone.
 
+use crate::address_group::{self, AddressGroup};
 use crate::floating_ip::{self, FloatingIp};
 use crate::network::Network;
 use crate::port::{self, Port, ROUTER_GATEWAY, ROUTER_INTERFACE};
+use crate::port_forwarding::{self, PortForwarding};
+use crate::rbac::RbacPolicy;
 use crate::router::{self, Router};
 use crate::security_group::{self, SecurityGroup, SecurityGroupRule};
 use crate::subnet::{self, Subnet};
@@ -116,13 +119,14 @@ fn port_section(state: &State, port: &Port) -> node::Port {
 
 fn network_section(state: &State, network: &Network) -> node::Network {
     let subnets: Vec<&Arc<Subnet>> = state.by(&subnet::BY_NETWORK, network.id).collect();
-    let home =
-        (!network.external).then(|| subnets.iter().find_map(|s| router::of_subnet(state, s))).flatten();
+    let home = (!network.is_external(state))
+        .then(|| subnets.iter().find_map(|s| router::of_subnet(state, s)))
+        .flatten();
     node::Network {
         id: network.id.uuid(),
         vni: network.vni,
         mtu: network.mtu,
-        external: network.external,
+        external: network.is_external(state),
         physical: network.physical.clone(),
         router: home.map(|r| r.uuid()),
         subnets: subnets.iter().map(|s| subnet_section(s)).collect(),
@@ -197,7 +201,29 @@ fn router_section(state: &State, router: &Router) -> node::Router {
         gateway,
         routes: router.routes.iter().map(|r| (r.destination, r.nexthop)).collect(),
         central: !router.distributed,
-        forwards: Vec::new(),
+        forwards: state.by(&port_forwarding::BY_ROUTER, router.id).flat_map(|f| forwards(state, f)).collect(),
+    }
+}
+
+/// Many ports that lead to one are as many forwards of one port.
+fn forwards(state: &State, forwarding: &PortForwarding) -> Vec<node::PortForward> {
+    let (Some(floating), Some(port)) =
+        (state.get::<FloatingIp>(&forwarding.floating), state.get::<Port>(&forwarding.port))
+    else {
+        return Vec::new();
+    };
+    let one = |ports, fixed_ports| node::PortForward {
+        floating: floating.address,
+        protocol: forwarding.protocol.number(),
+        ports,
+        fixed: forwarding.fixed,
+        fixed_ports,
+        vtep: fleet::node::address(state, &port.host),
+    };
+    let (outer, inner) = (forwarding.outer, forwarding.inner);
+    match outer.1 - outer.0 == inner.1 - inner.0 {
+        true => vec![one(outer, inner)],
+        false => (outer.0..=outer.1).map(|n| one((n, n), inner)).collect(),
     }
 }
 
@@ -221,8 +247,10 @@ fn group_section(state: &State, group: Id<SecurityGroup>) -> node::Group {
     node::Group { id: group.uuid(), members: addresses.collect() }
 }
 
-fn touch_port(touched: &mut Touched, port: &Port, membership: bool) {
+fn touch_port(state: &State, touched: &mut Touched, port: &Port, membership: bool) {
     touched.key(SectionKey::Port(port.id.uuid()));
+    let routers = state.by(&port_forwarding::BY_PORT, port.id).map(|f| f.router);
+    routers.for_each(|r| touched.key(SectionKey::Router(r.uuid())));
     if !port.host.is_empty() {
         touched.hosts.insert(port.host.clone());
     }
@@ -245,7 +273,7 @@ fn touched(state: &State, entry: &Entry) -> Touched {
         if let Some((before, after)) = change.of::<Port>() {
             let reported = before.zip(after).is_some_and(|(b, a)| Port { up: a.up, ..b.clone() } == *a);
             if !reported {
-                before.into_iter().chain(after).for_each(|p| touch_port(&mut touched, p, true));
+                before.into_iter().chain(after).for_each(|p| touch_port(state, &mut touched, p, true));
             }
         } else if let Some((before, after)) = change.of::<Network>() {
             before.into_iter().chain(after).for_each(|n| touched.key(SectionKey::Network(n.id.uuid())));
@@ -267,14 +295,26 @@ fn touched(state: &State, entry: &Entry) -> Touched {
         } else if let Some((before, after)) = change.of::<FloatingIp>() {
             let at = before.into_iter().chain(after).filter_map(|f| f.association.as_ref());
             at.for_each(|a| touched.key(SectionKey::Port(a.port.uuid())));
+        } else if let Some((before, after)) = change.of::<PortForwarding>() {
+            let routers = before.into_iter().chain(after).map(|f| f.router);
+            routers.for_each(|r| touched.key(SectionKey::Router(r.uuid())));
+        } else if let Some((before, after)) = change.of::<RbacPolicy>() {
+            // A network is external by its policies.
+            let objects = before.into_iter().chain(after).map(|p| p.object.uuid());
+            objects.for_each(|n| touched.key(SectionKey::Network(n)));
+        } else if let Some((_, Some(after))) = change.of::<AddressGroup>() {
+            for rule in address_group::rules_with(state, after.id) {
+                let ports = state.by(&port::BY_GROUP, rule.group);
+                ports.for_each(|p| touch_port(state, &mut touched, p, false));
+            }
         } else if let Some((before, after)) = change.of::<SecurityGroupRule>() {
             for rule in before.into_iter().chain(after) {
-                state.by(&port::BY_GROUP, rule.group).for_each(|p| touch_port(&mut touched, p, false));
+                state.by(&port::BY_GROUP, rule.group).for_each(|p| touch_port(state, &mut touched, p, false));
             }
         } else if let Some((Some(before), Some(after))) = change.of::<SecurityGroup>()
             && before.stateful != after.stateful
         {
-            state.by(&port::BY_GROUP, after.id).for_each(|p| touch_port(&mut touched, p, false));
+            state.by(&port::BY_GROUP, after.id).for_each(|p| touch_port(state, &mut touched, p, false));
         }
     }
     touched

@@ -1,8 +1,10 @@
 //! Security groups and their rules; every project has a `default` group from first sight.
 
-use crate::attr::{Flag, Meta, MetaBody, Text, input, missing, nullable};
+use crate::address_group::AddressGroup;
+use crate::attr::{Flag, Meta, missing, nullable};
 use crate::port::{self, Port};
-use crate::resource::{self, Resource};
+use crate::rbac::{self, Kind, Shared};
+use crate::resource::{self, Resource, Wanted};
 use crate::{SECURITY_GROUP, SECURITY_GROUP_RULE};
 use base::node::{self, Direction};
 use base::{Context, Error, Id, IdKind, ProjectId, Result};
@@ -23,6 +25,10 @@ pub struct SecurityGroup {
 }
 
 impl IdKind for SecurityGroup {}
+
+impl Shared for SecurityGroup {
+    const RBAC: Kind = Kind::SecurityGroup;
+}
 
 pub const BY_NAME: Index<SecurityGroup> =
     Index::many("name", |g, keys| keys.push((g.meta.project, g.meta.name.as_str()).key()));
@@ -62,6 +68,7 @@ pub enum Remote {
     Any,
     Cidr(IpNet),
     Group(Id<SecurityGroup>),
+    Addresses(Id<AddressGroup>),
 }
 
 impl IdKind for SecurityGroupRule {}
@@ -73,10 +80,16 @@ pub const BY_REMOTE: Index<SecurityGroupRule> = Index::many("remote", |r, keys| 
     }
 });
 
+pub const BY_ADDRESS_GROUP: Index<SecurityGroupRule> = Index::many("address_group", |r, keys| {
+    if let Remote::Addresses(id) = r.remote {
+        keys.push(id.key());
+    }
+});
+
 impl Record for SecurityGroupRule {
     const KIND: &'static str = "security_group_rule";
     type Key = Id<SecurityGroupRule>;
-    const INDEXES: &'static [Index<SecurityGroupRule>] = &[BY_GROUP, BY_REMOTE];
+    const INDEXES: &'static [Index<SecurityGroupRule>] = &[BY_GROUP, BY_REMOTE, BY_ADDRESS_GROUP];
 
     fn key(&self) -> Id<SecurityGroupRule> {
         self.id
@@ -104,6 +117,10 @@ pub fn default(tx: &mut Tx, project: ProjectId) -> Result<Id<SecurityGroup>> {
 
 pub fn find_default(state: &State, project: ProjectId) -> Option<Id<SecurityGroup>> {
     state.one(&BY_NAME, (project, "default")).map(|g| g.id)
+}
+
+fn exists() -> Error {
+    Error::conflict("Default security group already exists.").named("SecurityGroupDefaultAlreadyExists")
 }
 
 /// A group that may send anything.
@@ -143,10 +160,6 @@ fn put_rule(
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Body {
-    name: Option<Text>,
-    description: Option<Text>,
-    tenant_id: Option<ProjectId>,
-    project_id: Option<ProjectId>,
     stateful: Option<Flag>,
 }
 
@@ -155,19 +168,15 @@ impl Resource for SecurityGroup {
     const MANY: &'static str = "security_groups";
     const TITLE: &'static str = "Security group";
     const NOT_FOUND: &'static str = "SecurityGroupNotFound";
+    const ATTRIBUTES: &'static [&'static str] = &["security_group_rules", "stateful", "shared", "is_default"];
     type Body = Body;
 
     fn meta(&self) -> &Meta {
         &self.meta
     }
 
-    fn meta_body(body: &Body) -> MetaBody {
-        MetaBody {
-            name: body.name.clone(),
-            description: body.description.clone(),
-            tenant_id: body.tenant_id,
-            project_id: body.project_id,
-        }
+    fn visible(&self, state: &State, cx: &Context) -> bool {
+        cx.sees(self.meta.project) || rbac::shared(state, self.id, cx)
     }
 
     fn view(&self, state: &State, cx: &Context) -> Map<String, Value> {
@@ -175,31 +184,43 @@ impl Resource for SecurityGroup {
         let rules: Vec<_> = state.by(&BY_GROUP, self.id).map(|r| r.view(state, cx)).collect();
         view.insert("security_group_rules".into(), json!(rules));
         view.insert("stateful".into(), json!(self.stateful));
-        view.insert("shared".into(), json!(false));
+        view.insert("shared".into(), json!(rbac::shared(state, self.id, cx)));
         view
     }
 
-    fn create(tx: &mut Tx, _: &Context, project: ProjectId, body: &Body) -> Result<Arc<SecurityGroup>> {
+    fn create(
+        tx: &mut Tx,
+        _: &Context,
+        project: ProjectId,
+        body: &Wanted<SecurityGroup>,
+    ) -> Result<Arc<SecurityGroup>> {
         limit::claim(tx, project, &SECURITY_GROUP, 1)?;
         default(tx, project)?;
-        let name = body.name.clone().unwrap_or_default().0;
+        let name = body.meta.name.clone().unwrap_or_default().0;
         if name == "default" {
-            return Err(Error::conflict("Default security group already exists.")
-                .named("SecurityGroupDefaultAlreadyExists"));
+            return Err(exists());
         }
         let mut meta = Meta::new(tx, project);
-        meta.apply(&Self::meta_body(body));
+        meta.apply(&body.meta);
         make(tx, meta, body.stateful.is_none_or(|f| f.0))
     }
 
-    fn update(tx: &mut Tx, _: &Context, old: &SecurityGroup, body: &Body) -> Result<Arc<SecurityGroup>> {
-        let renamed = body.name.as_ref().is_some_and(|n| n.0 != old.meta.name);
+    fn update(
+        tx: &mut Tx,
+        _: &Context,
+        old: &SecurityGroup,
+        body: &Wanted<SecurityGroup>,
+    ) -> Result<Arc<SecurityGroup>> {
+        let renamed = body.meta.name.as_ref().is_some_and(|n| n.0 != old.meta.name);
         if old.meta.name == "default" && renamed {
             return Err(Error::conflict("Updating default security group not allowed.")
                 .named("SecurityGroupCannotUpdateDefault"));
         }
+        if renamed && body.meta.name.as_ref().is_some_and(|n| n.0 == "default") {
+            return Err(exists());
+        }
         let mut group = old.clone();
-        group.meta.apply(&Self::meta_body(body));
+        group.meta.apply(&body.meta);
         group.stateful = body.stateful.map_or(group.stateful, |f| f.0);
         group.meta.touch(tx);
         Ok(tx.put(group)?)
@@ -222,6 +243,7 @@ impl Resource for SecurityGroup {
         for rule in rules {
             tx.delete::<SecurityGroupRule>(&rule);
         }
+        rbac::forget(tx, old.id);
         tx.delete::<SecurityGroup>(&old.id);
         Ok(())
     }
@@ -230,9 +252,6 @@ impl Resource for SecurityGroup {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RuleBody {
-    description: Option<Text>,
-    tenant_id: Option<ProjectId>,
-    project_id: Option<ProjectId>,
     security_group_id: Option<Id<SecurityGroup>>,
     direction: Option<Direction>,
     ethertype: Option<String>,
@@ -245,7 +264,7 @@ pub struct RuleBody {
     #[serde(default, deserialize_with = "nullable")]
     remote_ip_prefix: Option<Option<String>>,
     #[serde(default, deserialize_with = "nullable")]
-    remote_group_id: Option<Option<Id<SecurityGroup>>>,
+    remote_group_id: Option<Option<String>>,
     #[serde(default, deserialize_with = "nullable")]
     remote_address_group_id: Option<Option<String>>,
 }
@@ -255,35 +274,41 @@ impl Resource for SecurityGroupRule {
     const MANY: &'static str = "security_group_rules";
     const TITLE: &'static str = "Security group rule";
     const NOT_FOUND: &'static str = "SecurityGroupRuleNotFound";
+    const NAMED: bool = false;
+    const ATTRIBUTES: &'static [&'static str] = &[
+        "security_group_id",
+        "direction",
+        "ethertype",
+        "protocol",
+        "port_range_min",
+        "port_range_max",
+        "remote_ip_prefix",
+        "remote_group_id",
+        "remote_address_group_id",
+        "normalized_cidr",
+        "belongs_to_default_sg",
+    ];
     type Body = RuleBody;
 
     fn meta(&self) -> &Meta {
         &self.meta
     }
 
-    fn meta_body(body: &RuleBody) -> MetaBody {
-        MetaBody {
-            name: None,
-            description: body.description.clone(),
-            tenant_id: body.tenant_id,
-            project_id: body.project_id,
-        }
-    }
-
     fn view(&self, _: &State, _: &Context) -> Map<String, Value> {
         let mut view = self.meta.view(&self.id.to_string());
         view.remove("name");
         view.remove("tags");
-        let (cidr, group) = match &self.remote {
-            Remote::Any => (None, None),
-            Remote::Cidr(cidr) => (Some(*cidr), None),
-            Remote::Group(group) => (None, Some(*group)),
+        let (cidr, group, addresses) = match &self.remote {
+            Remote::Any => (None, None, None),
+            Remote::Cidr(cidr) => (Some(*cidr), None, None),
+            Remote::Group(group) => (None, Some(*group), None),
+            Remote::Addresses(group) => (None, None, Some(*group)),
         };
         let shown = json!({
             "security_group_id": self.group, "direction": self.direction,
             "ethertype": if self.v6 { "IPv6" } else { "IPv4" }, "protocol": self.protocol,
             "port_range_min": self.min, "port_range_max": self.max, "remote_ip_prefix": cidr,
-            "remote_group_id": group, "remote_address_group_id": null, "normalized_cidr": cidr.map(|c| c.trunc()),
+            "remote_group_id": group, "remote_address_group_id": addresses, "normalized_cidr": cidr.map(|c| c.trunc()),
             "belongs_to_default_sg": false,
         });
         view.extend(shown.as_object().cloned().unwrap_or_default());
@@ -294,7 +319,7 @@ impl Resource for SecurityGroupRule {
         tx: &mut Tx,
         cx: &Context,
         project: ProjectId,
-        body: &RuleBody,
+        body: &Wanted<SecurityGroupRule>,
     ) -> Result<Arc<SecurityGroupRule>> {
         let group = body.security_group_id.ok_or_else(|| missing("security_group_id"))?;
         let group = resource::own::<SecurityGroup>(tx, cx, group)?;
@@ -314,10 +339,10 @@ impl Resource for SecurityGroupRule {
         tx: &mut Tx,
         _: &Context,
         old: &SecurityGroupRule,
-        body: &RuleBody,
+        body: &Wanted<SecurityGroupRule>,
     ) -> Result<Arc<SecurityGroupRule>> {
         let mut rule = old.clone();
-        rule.meta.apply(&Self::meta_body(body));
+        rule.meta.apply(&body.meta);
         rule.meta.touch(tx);
         Ok(tx.put(rule)?)
     }
@@ -332,7 +357,7 @@ impl Resource for SecurityGroupRule {
 fn normal(remote: &Remote) -> Remote {
     match remote {
         Remote::Cidr(net) => Remote::Cidr(net.trunc()),
-        Remote::Any | Remote::Group(_) => remote.clone(),
+        Remote::Any | Remote::Group(_) | Remote::Addresses(_) => remote.clone(),
     }
 }
 
@@ -347,7 +372,7 @@ fn parse_rule(
     cx: &Context,
     group: &SecurityGroup,
     project: ProjectId,
-    body: &RuleBody,
+    body: &Wanted<SecurityGroupRule>,
 ) -> Result<SecurityGroupRule> {
     let v6 = match body.ethertype.as_deref().map(str::to_ascii_lowercase).as_deref() {
         None | Some("ipv4") => false,
@@ -364,7 +389,7 @@ fn parse_rule(
     let number = protocol.as_deref().and_then(|p| protocol_number(p, v6));
     let (min, max) = range(body, number)?;
     let mut meta = Meta::new(tx, project);
-    meta.apply(&SecurityGroupRule::meta_body(body));
+    meta.apply(&body.meta);
     Ok(SecurityGroupRule {
         id: tx.new_id(),
         meta,
@@ -434,32 +459,30 @@ fn range(body: &RuleBody, protocol: Option<u8>) -> Result<(Option<u16>, Option<u
     if min.is_none() && max.is_none() {
         return Ok((None, None));
     }
+    if let Some(port) = [min, max].into_iter().flatten().find(|n| !(0..=65535).contains(n)) {
+        return Err(
+            Error::invalid(format!("Invalid value for port {port}.")).named("SecurityGroupInvalidPortValue")
+        );
+    }
     let bad = |why: &str| Err(Error::invalid(why.to_string()).named("SecurityGroupInvalidPortRange"));
     match protocol {
-        Some(1 | 58) => match (min, max) {
-            (Some(0..=255), None | Some(0..=255)) => {}
-            (None, Some(_)) => {
-                return Err(Error::invalid(
-                    "ICMP code (port-range-max) is provided but ICMP type (port-range-min) is missing.",
-                )
-                .named("SecurityGroupMissingIcmpType"));
+        Some(1 | 58) => {
+            for (what, field, value) in [("type", "port_range_min", min), ("code", "port_range_max", max)] {
+                if let Some(value) = value.filter(|n| *n > 255) {
+                    let text =
+                        format!("Invalid value for ICMP {what} ({field}) {value}. It must be 0 to 255.");
+                    return Err(Error::invalid(text).named("SecurityGroupInvalidIcmpValue"));
+                }
             }
-            _ => {
-                return Err(Error::invalid("Invalid value for ICMP type or code: it is from 0 to 255.")
-                    .named("SecurityGroupInvalidIcmpValue"));
+            if min.is_none() {
+                let text =
+                    "ICMP code (port-range-max) is provided but ICMP type (port-range-min) is missing.";
+                return Err(Error::invalid(text).named("SecurityGroupMissingIcmpType"));
             }
-        },
+        }
         Some(6 | 17 | 33 | 132 | 136) => match (min, max) {
-            (Some(1..=65535), Some(1..=65535)) if min <= max => {}
-            (Some(0..=65535), Some(0..=65535)) if min > max => {
-                return bad("For TCP/UDP protocols, port_range_min must be <= port_range_max");
-            }
-            (Some(0), Some(0..=65535)) => {}
-            _ => {
-                return bad(
-                    "For TCP/UDP protocols, port_range_min and port_range_max are both given, from 1 to 65535.",
-                );
-            }
+            (Some(low), Some(high)) if low <= high => {}
+            _ => return bad("For TCP/UDP protocols, port_range_min must be <= port_range_max"),
         },
         Some(_) => return bad("Port ranges are of TCP, UDP, DCCP, SCTP and UDP-Lite only."),
         None => {
@@ -472,18 +495,29 @@ fn range(body: &RuleBody, protocol: Option<u8>) -> Result<(Option<u16>, Option<u
 }
 
 fn remote(tx: &Tx, cx: &Context, body: &RuleBody, v6: bool) -> Result<Remote> {
-    if body.remote_address_group_id.clone().flatten().is_some() {
-        return Err(input("remote_address_group_id: address groups are not offered"));
-    }
     let cidr = body.remote_ip_prefix.clone().flatten().filter(|text| !text.is_empty());
-    match (cidr, body.remote_group_id.flatten()) {
-        (None, None) => Ok(Remote::Any),
-        (Some(_), Some(_)) => {
+    let addresses = body.remote_address_group_id.clone().flatten();
+    match (cidr, body.remote_group_id.clone().flatten(), addresses) {
+        (None, None, None) => Ok(Remote::Any),
+        (None, None, Some(group)) => {
+            let id = group.parse().map_err(|_| resource::not_found::<AddressGroup>(&group))?;
+            Ok(Remote::Addresses(resource::get::<AddressGroup>(tx, cx, id)?.id))
+        }
+        (Some(_), Some(_), None) => {
             Err(Error::invalid("Only remote_ip_prefix or remote_group_id may be provided.")
                 .named("SecurityGroupRemoteGroupAndRemoteIpPrefix"))
         }
-        (None, Some(group)) => Ok(Remote::Group(resource::get::<SecurityGroup>(tx, cx, group)?.id)),
-        (Some(text), None) => {
+        (_, _, Some(_)) => {
+            let text =
+                "Only one of remote_ip_prefix, remote_group_id and remote_address_group_id may be provided.";
+            Err(Error::invalid(text).named("SecurityGroupMultipleRemoteEntites"))
+        }
+        (None, Some(group), None) => {
+            // An id that is none is one that is not there, as Neutron says.
+            let id = group.parse().map_err(|_| resource::not_found::<SecurityGroup>(&group))?;
+            Ok(Remote::Group(resource::get::<SecurityGroup>(tx, cx, id)?.id))
+        }
+        (Some(text), None, None) => {
             let net: Option<IpNet> =
                 text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
             let net = net.ok_or_else(|| {
@@ -507,22 +541,28 @@ pub fn rule_set(state: &State, port: &Port) -> Option<node::RuleSet> {
         return None;
     }
     let rules: BTreeSet<node::Rule> =
-        port.groups.iter().flat_map(|g| state.by(&BY_GROUP, *g)).map(|r| node_rule(r)).collect();
+        port.groups.iter().flat_map(|g| state.by(&BY_GROUP, *g)).flat_map(|r| node_rules(state, r)).collect();
     let stateful = port.groups.iter().all(|g| state.get::<SecurityGroup>(g).is_none_or(|g| g.stateful));
     Some(node::RuleSet { rules: rules.into_iter().collect(), stateful })
 }
 
-fn node_rule(rule: &SecurityGroupRule) -> node::Rule {
-    node::Rule {
+/// One rule for the node; for an address group one for each of its addresses.
+fn node_rules(state: &State, rule: &SecurityGroupRule) -> Vec<node::Rule> {
+    let one = |remote| node::Rule {
         direction: rule.direction,
         v6: rule.v6,
         protocol: rule.protocol.as_deref().and_then(|p| protocol_number(p, rule.v6)),
         min: rule.min,
         max: rule.max,
-        remote: match rule.remote {
-            Remote::Any => node::Remote::Any,
-            Remote::Cidr(net) => node::Remote::Cidr(net.trunc()),
-            Remote::Group(id) => node::Remote::Group(id.uuid()),
-        },
+        remote,
+    };
+    match rule.remote {
+        Remote::Any => vec![one(node::Remote::Any)],
+        Remote::Cidr(net) => vec![one(node::Remote::Cidr(net.trunc()))],
+        Remote::Group(id) => vec![one(node::Remote::Group(id.uuid()))],
+        Remote::Addresses(id) => {
+            let all = state.get::<AddressGroup>(&id).into_iter().flat_map(|g| &g.addresses);
+            all.filter(|a| a.addr().is_ipv6() == rule.v6).map(|a| one(node::Remote::Cidr(*a))).collect()
+        }
     }
 }

@@ -1,11 +1,12 @@
 //! Subnets: a CIDR of a network, its gateway, its pools, and what DHCP and router advertisements say.
 
 use crate::SUBNET;
-use crate::attr::{Flag, Meta, MetaBody, Text, Whole, input, missing, nullable, read_only};
+use crate::attr::{Flag, Meta, Whole, input, missing, nullable, read_only};
 use crate::ipam;
 use crate::network::Network;
 use crate::port::{self, Port};
-use crate::resource::{self, Resource};
+use crate::rbac;
+use crate::resource::{self, Resource, Wanted};
 use crate::subnet_pool::{self, SubnetPool};
 use base::node::Ipv6Mode;
 use base::{Context, Error, Id, IdKind, ProjectId, Result};
@@ -81,10 +82,6 @@ impl Record for Subnet {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Body {
-    name: Option<Text>,
-    description: Option<Text>,
-    tenant_id: Option<ProjectId>,
-    project_id: Option<ProjectId>,
     network_id: Option<Id<Network>>,
     ip_version: Option<Whole>,
     #[serde(default, deserialize_with = "nullable")]
@@ -108,19 +105,6 @@ pub struct Body {
     service_types: Option<Vec<String>>,
 }
 
-impl Body {
-    /// The simplest body: for the first start and for tests.
-    pub fn simple(network: Id<Network>, name: &str, cidr: IpNet) -> Body {
-        Body {
-            name: Some(Text(name.into())),
-            network_id: Some(network),
-            ip_version: Some(Whole(if cidr.addr().is_ipv4() { 4 } else { 6 })),
-            cidr: Some(Some(cidr.to_string())),
-            ..Body::default()
-        }
-    }
-}
-
 impl Subnet {
     /// Guests make their own address from the prefix.
     pub fn is_slaac(&self) -> bool {
@@ -133,26 +117,36 @@ impl Resource for Subnet {
     const MANY: &'static str = "subnets";
     const TITLE: &'static str = "Subnet";
     const NOT_FOUND: &'static str = "SubnetNotFound";
+    const ATTRIBUTES: &'static [&'static str] = &[
+        "network_id",
+        "ip_version",
+        "cidr",
+        "gateway_ip",
+        "allocation_pools",
+        "enable_dhcp",
+        "dns_nameservers",
+        "host_routes",
+        "ipv6_ra_mode",
+        "ipv6_address_mode",
+        "subnetpool_id",
+        "service_types",
+        "segment_id",
+        "dns_publish_fixed_ip",
+        "router:external",
+    ];
     type Body = Body;
 
     fn meta(&self) -> &Meta {
         &self.meta
     }
 
-    fn meta_body(body: &Body) -> MetaBody {
-        MetaBody {
-            name: body.name.clone(),
-            description: body.description.clone(),
-            tenant_id: body.tenant_id,
-            project_id: body.project_id,
-        }
-    }
-
     fn visible(&self, state: &State, cx: &Context) -> bool {
-        cx.sees(self.meta.project) || state.get::<Network>(&self.network).is_some_and(|n| n.shared)
+        // As its network, external ones too: users choose a floating IP's subnet.
+        cx.sees(self.meta.project)
+            || state.get::<Network>(&self.network).is_some_and(|n| n.visible(state, cx))
     }
 
-    fn view(&self, _: &State, _: &Context) -> Map<String, Value> {
+    fn view(&self, state: &State, _: &Context) -> Map<String, Value> {
         let mut view = self.meta.view(&self.id.to_string());
         let pools: Vec<_> = self.pools.iter().map(|(a, b)| json!({"start": a, "end": b})).collect();
         let shown = json!({
@@ -160,13 +154,13 @@ impl Resource for Subnet {
             "cidr": self.cidr, "gateway_ip": self.gateway, "allocation_pools": pools, "enable_dhcp": self.dhcp,
             "dns_nameservers": self.dns, "host_routes": self.routes, "ipv6_ra_mode": self.ra,
             "ipv6_address_mode": self.address_mode, "subnetpool_id": self.pool, "service_types": self.service_types,
-            "segment_id": null, "dns_publish_fixed_ip": false, "router:external": false,
+            "segment_id": null, "dns_publish_fixed_ip": false, "router:external": rbac::is_external(state, self.network),
         });
         view.extend(shown.as_object().cloned().unwrap_or_default());
         view
     }
 
-    fn create(tx: &mut Tx, cx: &Context, project: ProjectId, body: &Body) -> Result<Arc<Subnet>> {
+    fn create(tx: &mut Tx, cx: &Context, project: ProjectId, body: &Wanted<Subnet>) -> Result<Arc<Subnet>> {
         let network = resource::get(tx, cx, body.network_id.ok_or_else(|| missing("network_id"))?)?;
         if !cx.sees(network.meta.project) {
             return Err(Error::forbidden("Only the owner of a network adds subnets to it.")
@@ -201,7 +195,7 @@ impl Resource for Subnet {
         Ok(subnet)
     }
 
-    fn update(tx: &mut Tx, _: &Context, old: &Subnet, body: &Body) -> Result<Arc<Subnet>> {
+    fn update(tx: &mut Tx, _: &Context, old: &Subnet, body: &Wanted<Subnet>) -> Result<Arc<Subnet>> {
         let fixed = [
             ("network_id", body.network_id.is_some()),
             ("cidr", body.cidr.is_some()),
@@ -259,8 +253,8 @@ fn gateway_port(tx: &Tx, subnet: &Subnet) -> Option<Id<Port>> {
     port.owner.is_router().then_some(port.id)
 }
 
-fn apply(subnet: &mut Subnet, body: &Body) -> Result<()> {
-    subnet.meta.apply(&Subnet::meta_body(body));
+fn apply(subnet: &mut Subnet, body: &Wanted<Subnet>) -> Result<()> {
+    subnet.meta.apply(&body.meta);
     if let Some(ranges) = &body.allocation_pools {
         subnet.pools = pools(&subnet.cidr, ranges)?;
     }

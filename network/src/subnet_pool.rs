@@ -1,7 +1,9 @@
 //! Subnet pools: prefixes that subnets are carved from.
 
-use crate::attr::{Flag, Meta, MetaBody, Text, Whole, input, missing, nullable};
-use crate::resource::{self, Resource};
+use crate::address_scope::AddressScope;
+use crate::attr::{Flag, Meta, Whole, input, missing, nullable};
+use crate::rbac::{self, Action, Kind, Shared};
+use crate::resource::{self, Resource, Wanted};
 use crate::subnet::{self, BY_POOL};
 use crate::{SUBNET_POOL, ipam};
 use api::{Call, Target};
@@ -10,8 +12,9 @@ use identity::limit;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use store::{Index, Record, State, Tx};
+use store::{Index, IndexPart, Record, State, Tx};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SubnetPool {
@@ -22,19 +25,26 @@ pub struct SubnetPool {
     pub length_default: u8,
     pub length_min: u8,
     pub length_max: u8,
-    pub shared: bool,
     pub default: bool,
     /// Addresses (IPv4) or /64s (IPv6) that one project may take.
     #[serde(default)]
     pub quota: Option<i64>,
+    #[serde(default)]
+    pub scope: Option<Id<AddressScope>>,
 }
 
 impl IdKind for SubnetPool {}
 
+pub const BY_SCOPE: Index<SubnetPool> = Index::many("scope", |p, keys| keys.extend(p.scope.map(|s| s.key())));
+
+impl Shared for SubnetPool {
+    const RBAC: Kind = Kind::SubnetPool;
+}
+
 impl Record for SubnetPool {
     const KIND: &'static str = "subnet_pool";
     type Key = Id<SubnetPool>;
-    const INDEXES: &'static [Index<SubnetPool>] = &[];
+    const INDEXES: &'static [Index<SubnetPool>] = &[BY_SCOPE];
 
     fn key(&self) -> Id<SubnetPool> {
         self.id
@@ -48,10 +58,6 @@ impl Record for SubnetPool {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Body {
-    name: Option<Text>,
-    description: Option<Text>,
-    tenant_id: Option<ProjectId>,
-    project_id: Option<ProjectId>,
     prefixes: Option<Vec<String>>,
     default_prefixlen: Option<Whole>,
     min_prefixlen: Option<Whole>,
@@ -61,7 +67,7 @@ pub struct Body {
     #[serde(default, deserialize_with = "nullable")]
     default_quota: Option<Option<Whole>>,
     #[serde(default, deserialize_with = "nullable")]
-    address_scope_id: Option<Option<String>>,
+    address_scope_id: Option<Option<Id<AddressScope>>>,
 }
 
 impl SubnetPool {
@@ -75,32 +81,34 @@ impl Resource for SubnetPool {
     const MANY: &'static str = "subnetpools";
     const TITLE: &'static str = "Subnet pool";
     const NOT_FOUND: &'static str = "SubnetPoolNotFound";
+    const ATTRIBUTES: &'static [&'static str] = &[
+        "prefixes",
+        "ip_version",
+        "default_prefixlen",
+        "min_prefixlen",
+        "max_prefixlen",
+        "shared",
+        "is_default",
+        "default_quota",
+        "address_scope_id",
+    ];
     type Body = Body;
 
     fn meta(&self) -> &Meta {
         &self.meta
     }
 
-    fn meta_body(body: &Body) -> MetaBody {
-        MetaBody {
-            name: body.name.clone(),
-            description: body.description.clone(),
-            tenant_id: body.tenant_id,
-            project_id: body.project_id,
-        }
+    fn visible(&self, state: &State, cx: &Context) -> bool {
+        cx.sees(self.meta.project) || rbac::shared(state, self.id, cx)
     }
 
-    fn visible(&self, _: &State, cx: &Context) -> bool {
-        cx.sees(self.meta.project) || self.shared
-    }
-
-    fn view(&self, _: &State, _: &Context) -> Map<String, Value> {
+    fn view(&self, state: &State, cx: &Context) -> Map<String, Value> {
         let mut view = self.meta.view(&self.id.to_string());
         let shown = json!({
             "prefixes": self.prefixes, "ip_version": if self.is_v4() { 4 } else { 6 },
             "default_prefixlen": self.length_default, "min_prefixlen": self.length_min,
-            "max_prefixlen": self.length_max, "shared": self.shared, "is_default": self.default,
-            "default_quota": self.quota, "address_scope_id": null,
+            "max_prefixlen": self.length_max, "shared": rbac::shared(state, self.id, cx), "is_default": self.default,
+            "default_quota": self.quota, "address_scope_id": self.scope,
         });
         view.extend(shown.as_object().cloned().unwrap_or_default());
         view
@@ -112,13 +120,15 @@ impl Resource for SubnetPool {
                 call.require(&format!("{verb}_subnetpool:{attribute}"), &Target::new())?;
             }
         }
-        match body.address_scope_id.clone().flatten() {
-            Some(_) => Err(input("address scopes are not offered")),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
-    fn create(tx: &mut Tx, _: &Context, project: ProjectId, body: &Body) -> Result<Arc<SubnetPool>> {
+    fn create(
+        tx: &mut Tx,
+        cx: &Context,
+        project: ProjectId,
+        body: &Wanted<SubnetPool>,
+    ) -> Result<Arc<SubnetPool>> {
         limit::claim(tx, project, &SUBNET_POOL, 1)?;
         let prefixes = prefixes(body.prefixes.as_deref().ok_or_else(|| missing("prefixes"))?)?;
         let v4 = prefixes[0].addr().is_ipv4();
@@ -130,19 +140,27 @@ impl Resource for SubnetPool {
             length_default: low,
             length_min: low,
             length_max: high,
-            shared: body.shared.is_some_and(|f| f.0),
             default: false,
             quota: None,
+            scope: None,
         };
         if let Some(Whole(n)) = body.min_prefixlen {
             pool.length_min = length(n, v4)?;
             pool.length_default = pool.length_min;
         }
-        apply(&mut pool, body)?;
-        Ok(tx.put(pool)?)
+        apply(tx, &mut pool, body)?;
+        join_scope(tx, cx, &mut pool, body.address_scope_id)?;
+        let pool = tx.put(pool)?;
+        rbac::for_everyone(tx, &*pool, Action::AccessAsShared, body.shared.is_some_and(|f| f.0))?;
+        Ok(pool)
     }
 
-    fn update(tx: &mut Tx, _: &Context, old: &SubnetPool, body: &Body) -> Result<Arc<SubnetPool>> {
+    fn update(
+        tx: &mut Tx,
+        cx: &Context,
+        old: &SubnetPool,
+        body: &Wanted<SubnetPool>,
+    ) -> Result<Arc<SubnetPool>> {
         let mut pool = old.clone();
         if let Some(texts) = &body.prefixes {
             let new = prefixes(texts)?;
@@ -156,9 +174,14 @@ impl Resource for SubnetPool {
         if let Some(Whole(n)) = body.min_prefixlen {
             pool.length_min = length(n, pool.is_v4())?;
         }
-        apply(&mut pool, body)?;
+        apply(tx, &mut pool, body)?;
+        join_scope(tx, cx, &mut pool, body.address_scope_id)?;
         pool.meta.touch(tx);
-        Ok(tx.put(pool)?)
+        let pool = tx.put(pool)?;
+        if let Some(Flag(shared)) = body.shared {
+            rbac::for_everyone(tx, &*pool, Action::AccessAsShared, shared)?;
+        }
+        Ok(pool)
     }
 
     fn delete(tx: &mut Tx, _: &Context, old: &SubnetPool) -> Result<()> {
@@ -167,13 +190,14 @@ impl Resource for SubnetPool {
                 format!("Unable to delete subnet pool: Subnets allocated from subnet pool {} exist.", old.id);
             return Err(Error::conflict(message).named("SubnetPoolDeleteError"));
         }
+        rbac::forget(tx, old.id);
         tx.delete::<SubnetPool>(&old.id);
         Ok(())
     }
 }
 
-fn apply(pool: &mut SubnetPool, body: &Body) -> Result<()> {
-    pool.meta.apply(&SubnetPool::meta_body(body));
+fn apply(tx: &Tx, pool: &mut SubnetPool, body: &Wanted<SubnetPool>) -> Result<()> {
+    pool.meta.apply(&body.meta);
     let v4 = pool.is_v4();
     if let Some(Whole(n)) = body.max_prefixlen {
         pool.length_max = length(n, v4)?;
@@ -185,6 +209,14 @@ fn apply(pool: &mut SubnetPool, body: &Body) -> Result<()> {
         pool.quota = quota.map(|q| q.0);
     }
     pool.default = body.is_default.map_or(pool.default, |f| f.0);
+    let other = |p: &&Arc<SubnetPool>| p.default && p.id != pool.id && p.is_v4() == v4;
+    if pool.default && tx.all::<SubnetPool>().any(|p| other(&p)) {
+        let text = format!(
+            "A default subnetpool for IP family {} has already been set. Only one default may exist per IP family.",
+            if v4 { 4 } else { 6 }
+        );
+        return Err(input(text));
+    }
     let SubnetPool { length_min: min, length_default: default, length_max: max, .. } = *pool;
     match min <= default && default <= max {
         true => Ok(()),
@@ -193,6 +225,45 @@ fn apply(pool: &mut SubnetPool, body: &Body) -> Result<()> {
         ))
         .named("IllegalSubnetPoolPrefixBounds")),
     }
+}
+
+/// Puts a pool into an address scope, or takes it out; None leaves it.
+fn join_scope(
+    tx: &Tx,
+    cx: &Context,
+    pool: &mut SubnetPool,
+    wanted: Option<Option<Id<AddressScope>>>,
+) -> Result<()> {
+    let before = pool.scope;
+    pool.scope = wanted.unwrap_or(pool.scope);
+    let Some(id) = pool.scope else { return Ok(()) };
+    let scope = resource::get::<AddressScope>(tx, cx, id)?;
+    if scope.v6 == pool.is_v4() {
+        let text = format!(
+            "Illegal subnetpool association: subnetpool {} is of another IP version than address scope {id}.",
+            pool.id
+        );
+        return Err(Error::invalid(text).named("IllegalSubnetPoolIpVersionAssociationToAddressScope"));
+    }
+    let others = tx.by(&BY_SCOPE, id).filter(|p| p.id != pool.id);
+    let mut prefixes = others.flat_map(|p| &p.prefixes);
+    if prefixes.any(|p| pool.prefixes.iter().any(|mine| ipam::overlap(p, mine))) {
+        let text = "Failed to associate address scope: subnetpools within an address scope must have unique prefixes.";
+        return Err(Error::invalid(text).named("AddressScopePrefixConflict"));
+    }
+    let networks: BTreeSet<_> = tx.by(&BY_POOL, pool.id).map(|s| s.network).collect();
+    let mut beside = networks.iter().flat_map(|n| tx.by(&subnet::BY_NETWORK, *n));
+    let foreign =
+        |s: &Arc<subnet::Subnet>| s.cidr.addr().is_ipv4() == pool.is_v4() && s.pool != Some(pool.id);
+    match before != pool.scope && beside.any(foreign) {
+        true => Err(affinity()),
+        false => Ok(()),
+    }
+}
+
+fn affinity() -> Error {
+    let text = "Subnets of the same address family hosted on the same network must all participate in the same address scope.";
+    Error::invalid(text).named("NetworkAddressScopeAffinityError")
 }
 
 fn length(n: i64, v4: bool) -> Result<u8> {

@@ -3,7 +3,7 @@
 use crate::Settings;
 use crate::image::Images;
 use crate::link::Link;
-use crate::network::{Keep, Network};
+use crate::network::{Kept, Network};
 use crate::observed::Observed;
 use crate::vm;
 use crate::vm::life::{Files, Life};
@@ -99,29 +99,15 @@ impl Drop for Keeper {
 pub struct Machine {
     host: Arc<Host>,
     keepers: BTreeMap<Uuid, Keeper>,
-    network: Option<Woken>,
-}
-
-/// The network's loop.
-struct Woken {
-    wake: Arc<Notify>,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Woken {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    network: Option<Kept>,
 }
 
 impl Machine {
     pub fn new(host: Arc<Host>, document: watch::Receiver<Arc<Document>>) -> Machine {
-        let network = host.network.clone().map(|network| {
-            let keep = Keep::new(network, host.observed.clone(), document, host.state.clone());
-            let wake = Arc::new(Notify::new());
-            let own = wake.clone();
-            Woken { wake, task: tokio::spawn(async move { pass::run(keep, &own).await }) }
-        });
+        let network = host
+            .network
+            .clone()
+            .map(|network| Kept::start(network, host.observed.clone(), document, host.state.clone()));
         Machine { host, keepers: BTreeMap::new(), network }
     }
 
@@ -134,7 +120,7 @@ impl Machine {
             self.wish(id, Guest::of(document, id))?;
         }
         if let Some(network) = &self.network {
-            network.wake.notify_one();
+            network.wake();
         }
         self.keepers.retain(|id, _| wanted.contains(id) || self.host.observed.vm_now(*id).is_some());
         self.host.images.keep(&used_images(document, &there, &self.host));

@@ -17,6 +17,7 @@ mod link;
 mod metadata;
 mod network;
 mod observed;
+pub mod remote;
 mod responder;
 mod simulated;
 mod vm;
@@ -30,7 +31,7 @@ pub use vm::process::{Process, boot_id};
 use base::node::{Document, Hello};
 use base::{Error, Result};
 use ledger::Ledger;
-use network::Network;
+use network::{Kept, Network};
 use observed::Observed;
 use responder::Answers;
 use std::collections::BTreeMap;
@@ -45,7 +46,7 @@ use uuid::Uuid;
 pub struct Settings {
     pub name: String,
     pub id: Uuid,
-    /// Its own directory; no other node's. A simulated machine does not use it.
+    /// Its own directory; no other node's. A simulated machine without a network does not use it.
     pub state: PathBuf,
     pub machine: MachineKind,
     /// Short id of the cloud, in the name of everything that the kernel keeps for it.
@@ -56,7 +57,8 @@ pub struct Settings {
     pub physical: BTreeMap<String, String>,
     /// Underlay address.
     pub address: IpAddr,
-    /// False: no network is made, and a guest with ports does not start.
+    /// False: no network is made, and a real guest with ports does not start. True on a simulated machine: the network
+    /// is there, and nobody plugs in.
     pub fabric: bool,
     /// The first of 65,536 user ids that guests run as; none, or when we are not root: our own.
     pub guest_uids: Option<u32>,
@@ -112,7 +114,7 @@ impl Node {
 
     async fn work(&self, link: Link) -> Result<()> {
         let (mut machine, ledger, hello) = match &self.inner.settings.machine {
-            MachineKind::Simulated(kind) => self.simulated(kind),
+            MachineKind::Simulated(kind) => self.simulated(kind).await?,
             MachineKind::Qemu => self.qemu(&link).await?,
         };
         let tell =
@@ -123,7 +125,8 @@ impl Node {
         }
     }
 
-    fn simulated(&self, kind: &Simulated) -> (Machine, Ledger, Hello) {
+    async fn simulated(&self, kind: &Simulated) -> Result<(Machine, Ledger, Hello)> {
+        let (state, observed) = (&self.inner.settings.state, self.inner.observed.clone());
         let hello = Hello {
             vcpus: kind.vcpus,
             memory_mib: kind.memory_mib,
@@ -132,8 +135,20 @@ impl Node {
             cpu_info: "{}".into(),
             ..self.hello()
         };
-        let machine = simulated::Machine::new(kind, self.inner.observed.clone());
-        (Machine::Simulated(machine, self.inner.clone()), Ledger::in_memory(), hello)
+        let network = self.network().await?;
+        let ledger = match &network {
+            // What the kernel keeps outlives this process, and so does what it is for.
+            Some(_) => {
+                std::fs::create_dir_all(state)?;
+                Ledger::open(state.join("ledger.json"))?
+            }
+            None => Ledger::in_memory(),
+        };
+        let keep = network.map(|network| {
+            Kept::start(network, observed.clone(), self.inner.document.subscribe(), state.clone())
+        });
+        let machine = simulated::Machine::new(kind, observed, keep);
+        Ok((Machine::Simulated(machine, self.inner.clone()), ledger, hello))
     }
 
     async fn qemu(&self, link: &Link) -> Result<(Machine, Ledger, Hello)> {
@@ -169,6 +184,7 @@ impl Node {
         let fabric = fabric::Settings {
             cloud: settings.cloud,
             node_address: settings.address,
+            vxlan_port: fabric::vxlan_port(settings.cloud),
             uplink: settings.uplink.clone(),
             physical: settings.physical.clone(),
         };

@@ -7,7 +7,7 @@ use crate::metadata::serve::{Door, serve};
 use crate::observed::Observed;
 use crate::responder::Answers;
 use base::node::{Document, Generation};
-use base::pass::{Next, Pass};
+use base::pass::{self, Next, Pass};
 use base::{Error, Kind, Result};
 use fabric::{Fabric, Listeners, Post};
 use std::collections::BTreeMap;
@@ -16,8 +16,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, watch};
-use tokio::task::AbortHandle;
+use tokio::sync::{Mutex, Notify, watch};
+use tokio::task::{AbortHandle, JoinHandle};
 use uuid::Uuid;
 
 const TAP_MAX: Duration = Duration::from_secs(30);
@@ -57,8 +57,40 @@ impl Network {
     }
 }
 
+/// The task that keeps it. Dropping it leaves the network as it is.
+pub struct Kept {
+    wake: Arc<Notify>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Kept {
+    /// `state`: the node's directory.
+    pub fn start(
+        network: Arc<Network>,
+        observed: Arc<Observed>,
+        document: watch::Receiver<Arc<Document>>,
+        state: PathBuf,
+    ) -> Kept {
+        let keep = Keep { network, observed, document, state, doors: BTreeMap::new() };
+        let wake = Arc::new(Notify::new());
+        let own = wake.clone();
+        Kept { wake, task: tokio::spawn(async move { pass::run(keep, &own).await }) }
+    }
+
+    /// There is another document.
+    pub fn wake(&self) {
+        self.wake.notify_one();
+    }
+}
+
 /// The loop that keeps it.
-pub struct Keep {
+struct Keep {
     network: Arc<Network>,
     observed: Arc<Observed>,
     document: watch::Receiver<Arc<Document>>,
@@ -100,15 +132,6 @@ impl Pass for Keep {
 }
 
 impl Keep {
-    pub fn new(
-        network: Arc<Network>,
-        observed: Arc<Observed>,
-        document: watch::Receiver<Arc<Document>>,
-        state: PathBuf,
-    ) -> Keep {
-        Keep { network, observed, document, state, doors: BTreeMap::new() }
-    }
-
     fn open_and_close(&mut self, listeners: Listeners) -> Result<()> {
         for post in listeners.closed {
             self.doors.remove(&post).into_iter().flatten().for_each(|door| door.abort());

@@ -1,8 +1,10 @@
 //! A machine that runs nothing: guests reach what is wanted at once, or after a delay.
 //!
 //! It keeps the node's contract with a map of states only, so that a thousand nodes and tens of thousands of guests
-//! fit in one process. No files, no thread, no task per guest, no network. Deliberately absent: faults.
+//! fit in one process. No files, no thread, no task per guest. With a real network it makes all of it but the guests.
+//! Deliberately absent: faults.
 
+use crate::network::Kept;
 use crate::observed::Observed;
 use base::node::{Document, PortReport, Power, Section, SectionKey, Vm, VmReport, VmState};
 use std::collections::VecDeque;
@@ -52,11 +54,13 @@ pub struct Machine {
     delay: Duration,
     observed: Arc<Observed>,
     due: VecDeque<(Instant, Uuid)>,
+    /// None: ports only say that they are up.
+    network: Option<Kept>,
 }
 
 impl Machine {
-    pub fn new(kind: &Simulated, observed: Arc<Observed>) -> Machine {
-        Machine { delay: kind.delay, observed, due: VecDeque::new() }
+    pub fn new(kind: &Simulated, observed: Arc<Observed>, network: Option<Kept>) -> Machine {
+        Machine { delay: kind.delay, observed, due: VecDeque::new(), network }
     }
 
     /// Sets off what differs between two documents.
@@ -67,7 +71,7 @@ impl Machine {
         for key in gone.chain(changed.map(|(key, _)| key)) {
             match key {
                 SectionKey::Vm(id) => self.vm(*id, vm_of(document, *id)),
-                SectionKey::Port(id) => {
+                SectionKey::Port(id) if self.network.is_none() => {
                     let port = document
                         .sections
                         .contains_key(key)
@@ -76,6 +80,9 @@ impl Machine {
                 }
                 _ => {}
             }
+        }
+        if let Some(network) = &self.network {
+            network.wake();
         }
         self.observed.acted_on(document.generation);
     }

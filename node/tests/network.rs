@@ -117,6 +117,7 @@ async fn a_guest_gets_its_address_its_metadata_and_another_card() {
     let _net = Net(fabric::Settings {
         cloud: state.1,
         node_address: [127, 0, 0, 1].into(),
+        vxlan_port: fabric::vxlan_port(state.1),
         uplink: None,
         physical: Default::default(),
     });

@@ -1,11 +1,11 @@
 //! The command line: what may be said, and which module carries it out.
 
 use crate::state::Directory;
-use crate::{demo, down, env, status, up};
+use crate::{demo, down, env, join, status, token, up};
 use base::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -33,6 +33,8 @@ enum Command {
     Up(Up),
     /// End everything of the cloud: its process, guests and network, also after a crash; records stay
     Down(Down),
+    /// Be a node of a cloud on another machine; Ctrl-C ends its servers, kill -9 leaves them running for the next start
+    Node(Node),
     /// Say whether the cloud is up, where, and what its nodes and servers are (exit code 3: it is not up)
     Status,
     /// Make a demo project with network, router, key, floating IP and a server, and wait until SSH answers
@@ -52,9 +54,18 @@ pub struct Up {
     /// What runs servers [default: what the state directory has, else qemu where root may run it]
     #[arg(long, value_name = "MACHINE")]
     pub machine: Option<Machine>,
-    /// How many nodes this process is (more than one only with simulated ones)
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    /// How many nodes this process is (more than one only with simulated ones; 0: all are on other machines)
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=10_000))]
     pub nodes: u32,
+    /// Where nodes on other machines are listened for, by TLS; without it there are none
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub node_listen: Option<SocketAddr>,
+    /// How nodes reach that, where it is not the address itself
+    #[arg(long, value_name = "HOST:PORT", requires = "node_listen")]
+    pub node_url: Option<String>,
+    /// The address that this process's own node has for the others [default: that of --node-listen]
+    #[arg(long, value_name = "ADDRESS")]
+    pub address: Option<IpAddr>,
     /// The host's network device through which servers reach the world; without it they end at the host
     #[arg(long, value_name = "DEVICE")]
     pub uplink: Option<String>,
@@ -70,6 +81,87 @@ pub struct Up {
     /// Go on as `shisa demo` does
     #[arg(long)]
     pub demo: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Node {
+    #[command(subcommand)]
+    command: Option<NodeCommand>,
+    #[command(flatten)]
+    run: Run,
+}
+
+#[derive(Debug, Subcommand)]
+enum NodeCommand {
+    /// On the plane's machine: print a token by which machines may join
+    Token(Token),
+    /// The same as without a word
+    Run(Run),
+}
+
+#[derive(Args, Debug)]
+pub struct Token {
+    /// How many machines it lets in
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub uses: u32,
+    /// How long it is good for: 30s, 10m, 1h, 2d
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = seconds)]
+    pub ttl: i64,
+    /// A file for it, readable by its owner only, instead of the terminal
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+/// What is said once is kept in the state directory; said again, it replaces what was kept.
+#[derive(Args, Debug)]
+pub struct Run {
+    /// Where the plane listens for nodes [default: what the token says]
+    #[arg(long, value_name = "URL")]
+    pub join: Option<String>,
+    /// The token of `shisa node token`; needed once
+    #[arg(long, value_name = "FILE")]
+    pub token: Option<PathBuf>,
+    /// The node's name in the cloud, for good [default: this machine's]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// The address that other nodes reach this one by [default: the one that it reached the plane from when it joined]
+    #[arg(long, value_name = "ADDRESS")]
+    pub address: Option<IpAddr>,
+    /// What runs servers, for good [default: qemu where root may run it]
+    #[arg(long, value_name = "MACHINE")]
+    pub machine: Option<Machine>,
+    /// With --machine simulated: make a real network, into which nobody plugs; needs root
+    #[arg(long)]
+    pub fabric: bool,
+    /// This machine's network device through which servers reach the world
+    #[arg(long, value_name = "DEVICE")]
+    pub uplink: Option<String>,
+    /// A physical network and this machine's device on it; may be said several times
+    #[arg(long, value_name = "NAME=DEVICE", value_parser = physical)]
+    pub physical: Vec<(String, String)>,
+}
+
+/// `30s`, `10m`, `1h`, `2d`
+fn seconds(text: &str) -> Result<i64, String> {
+    let wrong = || "a number with s, m, h or d behind it".to_string();
+    let unit = text.chars().last().ok_or_else(wrong)?;
+    let each = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 24 * 3600,
+        _ => return Err(wrong()),
+    };
+    let number: i64 = text.trim_end_matches(unit).parse().map_err(|_| wrong())?;
+    number.checked_mul(each).filter(|n| *n > 0).ok_or_else(wrong)
+}
+
+fn physical(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, device)) if !name.is_empty() && !device.is_empty() => Ok((name.into(), device.into())),
+        _ => Err("NAME=DEVICE".into()),
+    }
 }
 
 #[derive(Args, Debug)]
@@ -139,6 +231,12 @@ pub async fn run(cli: Cli, begin: Instant) -> Result<ExitCode> {
     match cli.command {
         Command::Up(up) => up::run(&directory, &up, begin).await?,
         Command::Down(down) => down::run(&directory, down.wipe).await?,
+        Command::Node(Node { command: Some(NodeCommand::Token(token)), .. }) => {
+            token::run(&directory, &token).await?;
+        }
+        Command::Node(Node { command: Some(NodeCommand::Run(run)), .. } | Node { command: None, run }) => {
+            join::run(&directory, &run, begin).await?;
+        }
         Command::Status => return status::run(&directory).await,
         Command::Demo(demo) => demo::run(&directory, demo.image.as_deref(), begin).await?,
         Command::Env(env) => env::run(&directory, env.name.as_deref())?,
@@ -159,5 +257,14 @@ mod tests {
         assert_eq!(slip(&["shisa", "up", "--nodse", "3"]), "unexpected argument '--nodse' found");
         let text = slip(&["shisa", "up", "--listen", "here"]);
         assert!(text.starts_with("invalid value 'here' for '--listen <ADDRESS>'"), "{text}");
+    }
+
+    #[test]
+    fn times_have_a_unit() {
+        assert_eq!(seconds("90s"), Ok(90));
+        assert_eq!(seconds("2d"), Ok(172_800));
+        for wrong in ["", "h", "1", "1w", "-1h", "0s", "99999999999999999d", "1é"] {
+            assert!(seconds(wrong).is_err(), "{wrong}");
+        }
     }
 }

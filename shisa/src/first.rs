@@ -7,7 +7,7 @@ use identity::domain::Domain;
 use identity::{Bootstrap, bootstrap};
 use ipnet::{IpNet, Ipv4Net};
 use network::network::Network;
-use network::resource::Resource;
+use network::resource::{Resource, Wanted};
 use network::subnet::{self, Subnet};
 use serde_json::json;
 use std::sync::Arc;
@@ -57,22 +57,17 @@ fn external(tx: &mut Tx, project: ProjectId, range: Ipv4Net) -> Result<()> {
         "name": PUBLIC, "description": "Floating addresses, reached from this machine",
         "router:external": true, "is_default": true,
     });
-    let network = Network::create(tx, &cx, project, &body(network)?)?;
+    let network = Network::create(tx, &cx, project, &Wanted::parse(network)?)?;
     let subnet = json!({
         "name": PUBLIC, "network_id": network.id, "ip_version": 4, "cidr": range, "enable_dhcp": false,
     });
-    Subnet::create(tx, &cx, project, &body(subnet)?)?;
+    Subnet::create(tx, &cx, project, &Wanted::parse(subnet)?)?;
     Ok(())
-}
-
-fn body<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> Result<T> {
-    serde_json::from_value(value)
-        .map_err(|e| Error::internal("the first start's own words are wrong").because(e))
 }
 
 /// The IPv4 ranges of external networks.
 pub fn ranges(state: &State) -> Vec<Ipv4Net> {
-    let networks = state.all::<Network>().filter(|n| n.external);
+    let networks = state.all::<Network>().filter(|n| n.is_external(state));
     let subnets = networks.flat_map(|n| state.by(&subnet::BY_NETWORK, n.id));
     let v4 = |s: &Arc<Subnet>| match s.cidr {
         IpNet::V4(net) => Some(net.trunc()),

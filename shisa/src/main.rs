@@ -1,11 +1,11 @@
 //! The binary: configuration, roles, wiring, command line.
 //!
 //! `up` is the whole cloud in one process: one cell, its services behind one listener, and nodes that ask it in
-//! process. Everything it keeps is in the state directory (`state`). An error is one sentence on stderr.
+//! process; `node` is one node of a cloud on another machine. Everything a process keeps is in the state directory (`state`). An error is one sentence on stderr.
 //!
 //! Exit codes: 0, 1 for an error, 2 for a wrong command line; `status` says 3 for a cloud that is not up.
 //!
-//! Deliberately absent so far: nodes on other machines, planes, the dashboard.
+//! Deliberately absent so far: several planes, the dashboard.
 
 mod cli;
 mod cloud;
@@ -16,12 +16,15 @@ mod env;
 mod first;
 mod http;
 mod image;
+mod join;
 mod logging;
 mod machine;
 mod progress;
 mod range;
+mod routers;
 mod state;
 mod status;
+mod token;
 mod up;
 
 use std::process::ExitCode;

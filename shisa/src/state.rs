@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! cloud.json   what the cloud is on this machine (Ids); it says the format of all the rest
+//! node.json    instead of it: which node of a cloud elsewhere this machine is (Membership)
+//! credentials.json  that node's key and certificate
 //! lock         held by the process that is up
 //! process      who that is, and where it listens
 //! state.db     records; cell.key opens their secrets
@@ -20,16 +22,18 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
+use std::net::IpAddr;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 /// The format of the directory. A larger one in `cloud.json` is of a newer version.
-const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 1;
 /// Names that are ours: `wipe` removes these and nothing else.
-const OURS: [&str; 14] = [
+const OURS: [&str; 16] = [
     "process",
     "state.db",
     "state.db-wal",
@@ -43,6 +47,8 @@ const OURS: [&str; 14] = [
     "log",
     "log.1",
     "cloud.json",
+    "node.json",
+    "credentials.json",
     "lock",
 ];
 
@@ -57,6 +63,31 @@ pub struct Ids {
     pub node_name: String,
     /// The first node's id; others count on from it.
     pub node_id: Uuid,
+}
+
+/// Which node of a cloud elsewhere this machine is; made when it joins.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Membership {
+    pub format: u32,
+    /// The cloud's short id, the same on all its nodes.
+    pub cloud: u32,
+    /// `HOST:PORT` of the plane's listener for nodes.
+    pub plane: String,
+    /// Hash of the token that it joined by.
+    pub token: String,
+    pub name: String,
+    pub machine: Machine,
+    pub fabric: bool,
+    pub address: IpAddr,
+    pub uplink: Option<String>,
+    pub physical: BTreeMap<String, String>,
+}
+
+impl Membership {
+    /// What the kernel keeps for it is to be taken back when it ends.
+    pub fn has_network(&self) -> bool {
+        self.fabric || self.machine == Machine::Qemu
+    }
 }
 
 /// The process that is up.
@@ -144,7 +175,8 @@ impl Directory {
         };
         let foreign =
             entries.flatten().any(|entry| !OURS.iter().any(|ours| entry.file_name().to_str() == Some(ours)));
-        match foreign && !self.path.join("cloud.json").exists() {
+        let there = ["cloud.json", "node.json"].iter().any(|name| self.path.join(name).exists());
+        match foreign && !there {
             true => {
                 Err(Error::conflict(format!("{shown} has other files and no cloud; name another directory")))
             }
@@ -169,11 +201,26 @@ impl Directory {
     ///
     /// Errors: `Conflict` when a newer version wrote it.
     pub fn ids(&self) -> Result<Option<Ids>> {
+        self.read("cloud.json")
+    }
+
+    /// Which node this machine is, if it is one of a cloud elsewhere.
+    ///
+    /// Errors: `Conflict` when a newer version wrote it.
+    pub fn membership(&self) -> Result<Option<Membership>> {
+        self.read("node.json")
+    }
+
+    pub fn note_membership(&self, membership: &Membership) -> Result<()> {
+        write(&self.path.join("node.json"), &to_json(membership), 0o644)
+    }
+
+    fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
         #[derive(Deserialize)]
         struct Format {
             format: u32,
         }
-        let path = self.path.join("cloud.json");
+        let path = self.path.join(name);
         if let Some(Format { format }) = read_json(&path)?
             && format > FORMAT
         {
@@ -254,7 +301,7 @@ impl Directory {
 }
 
 /// This machine's name, as far as it is one that a node can have.
-fn host_name() -> String {
+pub fn host_name() -> String {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let good = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
     if name.is_empty() || !name.chars().all(good) { "node".into() } else { name }

@@ -34,24 +34,26 @@ pub async fn run(directory: &Directory, args: &Up, begin: Instant) -> Result<()>
     let wishes = Wishes {
         nodes: args.nodes,
         uplink: args.uplink.clone(),
+        address: args.address.or(args.node_listen.map(|at| at.ip()).filter(|ip| !ip.is_unspecified())),
         policy: args.policy.as_deref().map(policy).transpose()?.unwrap_or_default(),
         public_url: args.public_url.clone(),
     };
     args.image.as_deref().map(image::check).transpose()?;
     let _held = directory.hold()?;
-    let listener = listen(args.listen).await?;
+    let listener = listen(args.listen, "--listen").await?;
+    let nodes = nodes_listener(args).await?;
     let address = format!("http://{}", reached_at(listener.local_addr()?));
     logging::start(directory)?;
     let ids = directory.make_ids(machine)?;
     let (cell, _claim) = open(directory, &ids, &address, args.public_url.as_deref(), &progress).await?;
-    let cloud = Cloud::new(cell.clone(), directory, &ids, wishes)?;
+    let cloud = Cloud::new(cell.clone(), directory, &ids, wishes, nodes).await?;
     directory.note_running(&address)?;
     let outcome =
         serve(&cloud, listener, stop, after(&cloud, directory, args, &address, &ids, &progress)).await;
     cell.close();
     if outcome.is_ok() {
         progress.step("stop", "the API has answered what was asked; ending servers and network");
-        down::end(directory, &ids, Ending::Ask(down::ASK_MAX)).await?;
+        down::end(directory, &(&ids).into(), Ending::Ask(down::ASK_MAX)).await?;
         progress.step("stop", "stopped; the next start finds everything");
     }
     directory.note_stopped();
@@ -96,6 +98,9 @@ async fn after(
     progress: &Progress,
 ) {
     progress.step("api", address);
+    if let Some(authority) = cloud.nodes_reach() {
+        progress.step("listen", format_args!("for nodes at https://{authority}"));
+    }
     let nodes = async {
         cloud.nodes_greeted().await;
         progress.step("nodes", format!("{} of machine {:?}", args.nodes, ids.machine).to_lowercase());
@@ -160,13 +165,37 @@ fn claims(cell: &Cell, ids: &Ids) -> Result<Vec<Claim>> {
     }
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener> {
+async fn listen(address: SocketAddr, flag: &str) -> Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|e| match e.kind() {
         ErrorKind::AddrInUse => Error::conflict(format!(
-            "{address} is in use by another program; --listen names another address, port 0 takes a free one"
+            "{address} is in use by another program; {flag} names another address, port 0 takes a free one"
         )),
         _ => Error::unavailable(format!("cannot listen on {address}")).because(e),
     })
+}
+
+/// The second listener, and what nodes are told to reach it by.
+async fn nodes_listener(args: &Up) -> Result<Option<(TcpListener, String)>> {
+    let Some(address) = args.node_listen else { return Ok(None) };
+    let listener = listen(address, "--node-listen").await?;
+    let authority = match &args.node_url {
+        Some(url) => base::join::authority(url)?,
+        None => outside(listener.local_addr()?).to_string(),
+    };
+    Ok(Some((listener, authority)))
+}
+
+/// A listener's address for others: where it has all of this machine's, the one that leads outside.
+fn outside(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        // Connecting a datagram socket sends nothing.
+        let (any, far) =
+            if address.is_ipv4() { ("0.0.0.0:0", "192.0.2.1:9") } else { ("[::]:0", "[2001:db8::1]:9") };
+        let socket =
+            std::net::UdpSocket::bind(any).and_then(|s| s.connect(far).and_then(|()| s.local_addr()));
+        address.set_ip(socket.map_or_else(|_| reached_at(address).ip(), |at| at.ip()));
+    }
+    address
 }
 
 /// Where this machine reaches a listener.
@@ -197,7 +226,7 @@ fn policy(path: &Path) -> Result<BTreeMap<String, String>> {
 const SAME_SIGNAL: Duration = Duration::from_secs(1);
 
 /// Becomes true with Ctrl-C or SIGTERM; a later second one ends the process at once.
-fn stop_signals() -> Result<watch::Receiver<bool>> {
+pub fn stop_signals() -> Result<watch::Receiver<bool>> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(async move {

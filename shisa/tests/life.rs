@@ -113,7 +113,12 @@ fn slips_of_the_command_line_are_one_sentence_each() {
     check(&["up", "--nodse", "3"], 2, "unexpected argument '--nodse'");
     check(&["up", "--listen", "here"], 2, "invalid value 'here' for '--listen");
     check(&["up", "--machine", "abacus"], 2, "invalid value 'abacus' for '--machine");
-    check(&["up", "--machine", "simulated", "--nodes", "0"], 2, "invalid value '0' for '--nodes");
+    check(&["up", "--machine", "simulated", "--nodes", "-1"], 2, "unexpected argument '-1'");
+    check(&["up", "--machine", "simulated", "--node-url", "a:1"], 2, "--node-listen");
+    check(&["node"], 1, "this machine is no node yet");
+    check(&["node", "--token", "/no/such"], 1, "/no/such cannot be read");
+    check(&["node", "token", "--ttl", "1w"], 2, "invalid value '1w' for '--ttl");
+    check(&["node", "token"], 1, "there is no cloud in");
     check(&["up", "--machine", "simulated", "--image", "/no/such"], 1, "/no/such cannot be read");
     check(&["up", "--machine", "simulated", "--policy", "/no/such"], 1, "/no/such cannot be read");
     check(&["status"], 1, "there is no cloud in");

@@ -8,7 +8,7 @@ use base::node::Power;
 use base::{Context, Error, Result};
 use network::floating_ip::FloatingIp;
 use network::port::{self, Port};
-use network::resource::{self, Resource};
+use network::resource::{self, Resource, Wanted};
 use network::security_group::SecurityGroup;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -199,7 +199,7 @@ pub async fn add_floating_ip(app: App, call: Call) -> Result<Reply> {
         let port = ports.iter().find(|p| p.fixed.iter().any(fits));
         let port = port.ok_or_else(|| Error::invalid("No fixed IPs associated to instance"))?;
         let body = json!({"port_id": port.id, "fixed_ip_address": wanted.fixed_address});
-        let body = api::call::from_value(body, "floatingip")?;
+        let body = Wanted::parse(body)?;
         FloatingIp::update(tx, cx, &floating, &body).map(drop)
     })
     .await
@@ -248,7 +248,8 @@ pub async fn console_output(app: App, call: Call) -> Result<Reply> {
     let server = get(&app.cell.read(), &call.cx, id(&call)?)?;
     let not_ready = || Error::conflict(format!("Instance {} is not ready", server.id));
     let host = server.host.as_ref().filter(|_| server.observed.is_some()).ok_or_else(not_ready)?;
-    Ok(Reply::ok(&json!({"output": (app.console)(host, server.id.uuid(), lines)?})))
+    let output = (app.console)(host, server.id.uuid(), lines).await?;
+    Ok(Reply::ok(&json!({"output": output})))
 }
 
 #[derive(Clone, Default, Deserialize)]

@@ -481,7 +481,8 @@ fn plug(
     let id = nic.uuid.ok_or_else(|| bad("networks", "a network needs uuid or port"))?;
     let network = resource::get::<Network>(tx, cx, id);
     let network = network.map_err(|_| Error::invalid(format!("Network {id} could not be found.")))?;
-    if network.external && !cx.sees(network.meta.project) {
+    let shared = network::rbac::shared(tx, network.id, cx);
+    if network.is_external(tx) && !shared && !cx.sees(network.meta.project) {
         return Err(Error::forbidden(format!(
             "It is not allowed to create an interface on external network {id}"
         )));

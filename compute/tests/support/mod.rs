@@ -46,11 +46,11 @@ impl Whole {
                     vec![network::sections::observed, compute::sections::observed],
                 )
             });
-            let console: compute::Console = Arc::new(|_, _, _| Ok("a console\n".into()));
+            let console: compute::Console = Arc::new(|_, _, _| Box::pin(async { Ok("a console\n".into()) }));
             let compute = compute::App { cell: cell.clone(), fleet: fleet.clone(), console };
             let storage = storage::App::new(cell.clone(), storage::Settings::new(dir.join("storage")));
             vec![
-                network::service(network::App { cell: cell.clone() }),
+                network::service(network::App { cell: cell.clone(), fleet: fleet.clone() }),
                 storage::service(storage),
                 compute::service(compute.clone()),
                 compute::placement_service(compute),

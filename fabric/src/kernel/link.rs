@@ -7,17 +7,18 @@ use super::netlink::Netlink;
 use super::tap;
 use crate::diff::LinkChange;
 use crate::plan::METADATA6;
-use crate::state::{Link, LinkKind, Place, Space};
+use crate::state::{BridgePort, Link, LinkKind, Place, Space, Station};
 use base::Result;
 use base::units::Mac;
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    BridgeStpState, InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth,
+    InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -32,8 +33,10 @@ use std::os::fd::AsRawFd;
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(0x53);
 
 pub fn add(kernel: &mut Kernel, place: Place, name: &str, kind: &LinkKind, mac: Option<Mac>) -> Result<()> {
-    // The peer's namespace stays open until the kernel has it.
+    // The other namespace stays open until the kernel has it.
     let there;
+    let mut message = named(name, mac);
+    let mut from = place;
     let info = match kind {
         LinkKind::Tap => return tap::create(kernel.namespace(place)?, name),
         LinkKind::Loopback | LinkKind::VethEnd => return Ok(()),
@@ -46,10 +49,17 @@ pub fn add(kernel: &mut Kernel, place: Place, name: &str, kind: &LinkKind, mac: 
             end.attributes.push(LinkAttribute::NetNsFd(there.as_raw_fd()));
             vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(end)))]
         }
+        LinkKind::Vxlan { vni, port, local } => {
+            // Asked for in the host's namespace it comes to be in the other one, and its socket stays.
+            there = kernel.namespace(place)?;
+            from = Place::Host;
+            message.attributes.push(LinkAttribute::NetNsFd(there.as_raw_fd()));
+            let data = InfoData::Vxlan(vxlan(*vni, *port, *local));
+            vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(data)]
+        }
     };
-    let mut message = named(name, mac);
     message.attributes.push(LinkAttribute::LinkInfo(info));
-    let route = &mut kernel.handle_mut(place)?.route;
+    let route = &mut kernel.handle_mut(from)?.route;
     but(route.change(Message::NewLink(message), NLM_F_CREATE | NLM_F_EXCL), &[libc::EEXIST])
 }
 
@@ -60,6 +70,14 @@ fn bridge() -> Vec<InfoBridge> {
         InfoBridge::StpState(BridgeStpState::Disabled),
         InfoBridge::MulticastSnooping(false),
     ]
+}
+
+fn vxlan(vni: u32, port: u16, local: IpAddr) -> Vec<InfoVxlan> {
+    let local = match local {
+        IpAddr::V4(address) => InfoVxlan::Local(address),
+        IpAddr::V6(address) => InfoVxlan::Local6(address),
+    };
+    vec![InfoVxlan::Id(vni), InfoVxlan::Port(port), local, InfoVxlan::Learning(false)]
 }
 
 fn named(name: &str, mac: Option<Mac>) -> LinkMessage {
@@ -82,7 +100,21 @@ pub fn set(route: &mut Netlink, name: &str, change: &LinkChange) -> Result<()> {
         message.header.change_mask = LinkFlags::Up;
         message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
     }
-    Ok(route.change(Message::SetLink(message), 0)?)
+    let index = message.header.index;
+    route.change(Message::SetLink(message), 0)?;
+    change.port.map_or(Ok(()), |port| set_port(route, index, port))
+}
+
+/// What a device does as a port of the bridge that it is in already.
+fn set_port(route: &mut Netlink, index: u32, port: BridgePort) -> Result<()> {
+    let data = vec![InfoBridgePort::Learning(port.learning), InfoBridgePort::NeighSupress(port.suppress)];
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::PortKind(InfoPortKind::Bridge),
+        LinkInfo::PortData(InfoPortData::BridgePort(data)),
+    ]));
+    Ok(route.change(Message::NewLink(message), 0)?)
 }
 
 pub fn remove(route: &mut Netlink, name: &str) -> Result<()> {
@@ -143,6 +175,38 @@ pub fn neighbour(netlink: &mut Netlink, name: &str, address: IpAddr, mac: Option
     }
 }
 
+/// What `bridge fdb` calls static: neither learned nor forgotten.
+const STATIC: NeighbourState = NeighbourState::Other(0x42);
+
+/// Makes or removes a station, in the bridge and, if it is behind a tunnel, in the tunnel's own table.
+/// The zero MAC is in the latter alone, and there once for each node.
+pub fn station(netlink: &mut Netlink, station: &Station, add: bool) -> Result<()> {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = index(netlink, &station.device)?;
+    message.header.state = STATIC;
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(station.mac.0.to_vec()));
+    let zero = station.mac == Mac([0; 6]);
+    let mut tables = Vec::new();
+    if !zero {
+        tables.push((NeighbourFlags::Controller, message.clone()));
+    }
+    if let Some(vtep) = station.vtep {
+        message.attributes.push(NeighbourAttribute::Destination(vtep.into()));
+        tables.push((NeighbourFlags::Own, message));
+    }
+    for (flags, mut message) in tables {
+        message.header.flags = flags;
+        if add {
+            let how = if zero { NLM_F_APPEND } else { NLM_F_REPLACE };
+            but(netlink.change(Message::NewNeighbour(message), NLM_F_CREATE | how), &[libc::EEXIST])?;
+        } else {
+            but(netlink.change(Message::DelNeighbour(message), 0), &[libc::ENOENT])?;
+        }
+    }
+    Ok(())
+}
+
 fn family(address: IpAddr) -> AddressFamily {
     if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
@@ -189,6 +253,7 @@ pub fn observe(netlink: &mut Netlink, ours: impl Fn(&str) -> bool) -> Result<Spa
     names.retain(|_, name| space.links.contains_key(name));
     observe_addresses(netlink, &names, &mut space)?;
     observe_neighbours(netlink, &names, &mut space)?;
+    observe_stations(netlink, &names, &mut space)?;
     observe_routes(netlink, &mut space)?;
     Ok(space)
 }
@@ -200,6 +265,7 @@ fn link_of(message: &LinkMessage, names: &BTreeMap<u32, String>) -> Option<Link>
         mtu: None,
         up: message.header.flags.contains(LinkFlags::Up),
         master: None,
+        port: None,
         addresses: BTreeSet::new(),
     };
     let mut kind = message.header.flags.contains(LinkFlags::Loopback).then_some(LinkKind::Loopback);
@@ -208,7 +274,10 @@ fn link_of(message: &LinkMessage, names: &BTreeMap<u32, String>) -> Option<Link>
             LinkAttribute::Address(mac) => link.mac = <[u8; 6]>::try_from(mac.as_slice()).ok().map(Mac),
             LinkAttribute::Mtu(mtu) => link.mtu = Some(*mtu),
             LinkAttribute::Controller(index) => link.master = names.get(index).cloned(),
-            LinkAttribute::LinkInfo(infos) => kind = infos.iter().find_map(kind_of).or(kind),
+            LinkAttribute::LinkInfo(infos) => {
+                kind = kind_of(infos).or(kind);
+                link.port = infos.iter().find_map(port_of);
+            }
             _ => {}
         }
     }
@@ -216,13 +285,41 @@ fn link_of(message: &LinkMessage, names: &BTreeMap<u32, String>) -> Option<Link>
     Some(link)
 }
 
-fn kind_of(info: &LinkInfo) -> Option<LinkKind> {
-    match info {
+fn kind_of(infos: &[LinkInfo]) -> Option<LinkKind> {
+    infos.iter().find_map(|info| match info {
         LinkInfo::Kind(InfoKind::Bridge) => Some(LinkKind::Bridge),
         LinkInfo::Kind(InfoKind::Tun) => Some(LinkKind::Tap),
         LinkInfo::Kind(InfoKind::Veth) => Some(LinkKind::VethEnd),
+        LinkInfo::Data(InfoData::Vxlan(data)) => vxlan_of(data),
         _ => None,
+    })
+}
+
+fn vxlan_of(data: &[InfoVxlan]) -> Option<LinkKind> {
+    let (mut id, mut to, mut from) = (None, None, None);
+    for attribute in data {
+        match attribute {
+            InfoVxlan::Id(vni) => id = Some(*vni),
+            InfoVxlan::Port(port) => to = Some(*port),
+            InfoVxlan::Local(address) => from = Some(IpAddr::V4(*address)),
+            InfoVxlan::Local6(address) => from = Some(IpAddr::V6(*address)),
+            _ => {}
+        }
     }
+    Some(LinkKind::Vxlan { vni: id?, port: to?, local: from? })
+}
+
+fn port_of(info: &LinkInfo) -> Option<BridgePort> {
+    let LinkInfo::PortData(InfoPortData::BridgePort(data)) = info else { return None };
+    let mut port = BridgePort { learning: false, suppress: false };
+    for attribute in data {
+        match attribute {
+            InfoBridgePort::Learning(on) => port.learning = *on,
+            InfoBridgePort::NeighSupress(on) => port.suppress = *on,
+            _ => {}
+        }
+    }
+    Some(port)
 }
 
 /// Addresses that the kernel makes by itself are not ours to know: of loopback and IPv6 link-local ones.
@@ -268,6 +365,48 @@ fn observe_neighbours(netlink: &mut Netlink, names: &BTreeMap<u32, String>, spac
         }
     }
     Ok(())
+}
+
+/// Static entries of bridges, and what tunnels have of their own. One behind a tunnel is there when both have it.
+fn observe_stations(netlink: &mut Netlink, names: &BTreeMap<u32, String>, space: &mut Space) -> Result<()> {
+    let mut request = NeighbourMessage::default();
+    request.header.family = AddressFamily::Bridge;
+    let mut bridged: BTreeSet<(String, Mac)> = BTreeSet::new();
+    let mut tunnelled = BTreeSet::new();
+    for message in netlink.dump(Message::GetNeighbour(request))? {
+        let Message::NewNeighbour(message) = message else { continue };
+        let Some(device) = names.get(&message.header.ifindex).cloned() else { continue };
+        let (mut mac, mut vtep) = (None, None);
+        for attribute in &message.attributes {
+            match attribute {
+                NeighbourAttribute::LinkLayerAddress(m) => mac = <[u8; 6]>::try_from(m.as_slice()).ok(),
+                NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => vtep = plain(bytes),
+                _ => {}
+            }
+        }
+        let Some(mac) = mac.map(Mac) else { continue };
+        match vtep {
+            Some(_) => drop(tunnelled.insert(Station { device, mac, vtep })),
+            None if message.header.state == NeighbourState::Noarp => drop(bridged.insert((device, mac))),
+            None => {}
+        }
+    }
+    for station in tunnelled {
+        let of_bridge = bridged.remove(&(station.device.clone(), station.mac));
+        if of_bridge || station.mac == Mac([0; 6]) {
+            space.stations.insert(station);
+        }
+    }
+    space.stations.extend(bridged.into_iter().map(|(device, mac)| Station { device, mac, vtep: None }));
+    Ok(())
+}
+
+fn plain(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => None,
+    }
 }
 
 fn observe_routes(netlink: &mut Netlink, space: &mut Space) -> Result<()> {

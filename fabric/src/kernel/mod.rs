@@ -178,6 +178,10 @@ impl Kernel {
             Action::NeighbourRemove(name, address) => {
                 link::neighbour(&mut self.handle_mut(place)?.route, name, *address, None)
             }
+            Action::StationSet(station) => link::station(&mut self.handle_mut(place)?.route, station, true),
+            Action::StationRemove(station) => {
+                link::station(&mut self.handle_mut(place)?.route, station, false)
+            }
             Action::Announce(name, address) => {
                 self.handle(place)?.inside(|| announce::announce(name, *address))
             }

@@ -8,15 +8,15 @@
 //! reached from the host's own namespace and nothing of the host is bridged. With an uplink, external ranges are
 //! masqueraded out of it.
 //!
-//! Deliberately absent for now: VXLAN between nodes and its FDB entries, SNAT by blocks of ports, flowtables, IPv6
-//! behind the uplink.
+//! Deliberately absent for now: SNAT by blocks of ports, flowtables, IPv6 behind the uplink.
 
 mod ports;
 mod routing;
+mod tunnel;
 
 use crate::Settings;
 use crate::state::{
-    BRIDGE, HOST_LEG, KernelState, Link, LinkKind, Place, Space, Table, host_device, own_mac,
+    BRIDGE, HOST_LEG, KernelState, Link, LinkKind, Place, Space, TUNNEL, Table, host_device, own_mac,
 };
 use base::node::{Document, Group, Members, Network, Port, Router, RuleSet, Section, SectionKey, Vm};
 use base::units::Mac;
@@ -92,12 +92,17 @@ pub fn plan(sections: &Sections, settings: &Settings, tracking: Tracking) -> Ker
     for router in sections.routers.values() {
         routing::plug(sections, &mut state, router);
     }
+    for network in sections.networks.values() {
+        if let Some(space) = state.places.get_mut(&Place::Network(network.id)) {
+            tunnel::dig(sections, settings, network, space);
+        }
+    }
     host(sections, settings, &mut state);
     state
 }
 
 pub fn link(kind: LinkKind) -> Link {
-    Link { kind, mac: None, mtu: None, up: true, master: None, addresses: BTreeSet::new() }
+    Link { kind, mac: None, mtu: None, up: true, master: None, port: None, addresses: BTreeSet::new() }
 }
 
 pub fn sysctls(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -138,10 +143,11 @@ fn network_sysctls(tracking: Tracking) -> BTreeMap<String, String> {
         ("net/ipv4/conf/default/rp_filter", "0"),
         ("net/ipv4/ip_forward", "0"),
         ("net/ipv6/conf/all/forwarding", "0"),
-        ("net/ipv6/conf/bridge0/accept_dad", "0"),
-        ("net/ipv6/conf/bridge0/accept_ra", "0"),
-        ("net/ipv6/conf/bridge0/disable_ipv6", "0"),
-        ("net/ipv6/conf/default/disable_ipv6", "1"),
+        ("net/ipv6/conf/default/accept_dad", "0"),
+        ("net/ipv6/conf/default/accept_ra", "0"),
+        // No address by itself: devices speak IPv6 only so that the bridge can answer for neighbours.
+        ("net/ipv6/conf/default/addr_gen_mode", "1"),
+        ("net/ipv6/conf/default/disable_ipv6", "0"),
     ]);
     if tracking == Tracking::BrNetfilter {
         out.extend(sysctls(&[
@@ -173,8 +179,16 @@ fn host(s: &Sections, settings: &Settings, state: &mut KernelState) {
         space.links.insert(name, end);
         plug_network(state, network, HOST_LEG);
     }
+    let mut base = Vec::new();
     if let Some(uplink) = &settings.uplink {
-        routing::masquerade(settings, uplink, &ranges, &mut space);
+        base.extend(routing::masquerade(uplink, &ranges, &mut space));
+    }
+    if state.places.values().any(|space| space.links.contains_key(TUNNEL)) {
+        base.extend(tunnel::untracked(settings.vxlan_port));
+    }
+    if !base.is_empty() {
+        let name = format!("inet shisa_{:08x}", settings.cloud);
+        space.tables.insert(name, table(base, BTreeMap::new()).seal());
     }
     if space != Space::default() {
         state.places.insert(Place::Host, space);

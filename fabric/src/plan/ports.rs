@@ -21,9 +21,11 @@ use uuid::Uuid;
 const ND_OUT: &str = "{ 131, 132, 133, 135, 136, 143 }";
 const ND_IN: &str = "{ 130, 131, 132, 134, 135, 136, 143 }";
 
-const SETS: [(&str, &str); 8] = [
+const SETS: [(&str, &str); 10] = [
+    ("answered", "type inet_service"),
     ("egress", "type ifname : verdict"),
     ("ingress", "type ifname : verdict"),
+    ("legs", "type ether_addr"),
     ("mac", "type ifname . ether_addr"),
     ("pair4", "type ifname . ether_addr . ipv4_addr; flags interval"),
     ("pair6", "type ifname . ether_addr . ipv6_addr; flags interval"),
@@ -129,6 +131,7 @@ fn base(tracking: Tracking) -> Vec<String> {
     ]);
     out.push(format!("rule base_out icmpv6 type {ND_OUT} accept"));
     out.push(format!("rule base_in icmpv6 type {ND_IN} accept"));
+    out.extend(super::tunnel::rules());
     if tracking == Tracking::Bridge {
         out.extend(states());
     }

@@ -7,7 +7,6 @@
 //! Limits: one gateway address per family translates; a router that is administratively down has its legs down.
 
 use super::{METADATA, Sections, link, plug_network, sysctls, table};
-use crate::Settings;
 use crate::state::{KernelState, Link, LinkKind, Place, Set, Space, Table, leg, leg_port};
 use base::node::{FloatingIp, Member, Network, Router, RouterGateway};
 use base::units::Mac;
@@ -110,6 +109,7 @@ fn add_leg(
         mtu: Some(network.mtu),
         up: router.admin_up,
         master: None,
+        port: None,
         addresses,
     };
     if let Some(space) = state.places.get_mut(&Place::Router(router.id)) {
@@ -176,7 +176,7 @@ fn sources(gateway: &RouterGateway) -> Vec<String> {
 ///
 /// The previous value of the uplink's switch is remembered by the kernel layer in the table itself (a chain named
 /// `was_0` or `was_1`), so that it can be taken back after a crash.
-pub fn masquerade(settings: &Settings, uplink: &str, ranges: &BTreeSet<IpNet>, space: &mut Space) {
+pub fn masquerade(uplink: &str, ranges: &BTreeSet<IpNet>, space: &mut Space) -> Vec<String> {
     let names: Vec<String> = space.links.keys().cloned().collect();
     for name in names.iter().map(String::as_str).chain([uplink]) {
         space.sysctls.insert(format!("net/ipv4/conf/{name}/forwarding"), "1".to_string());
@@ -185,6 +185,5 @@ pub fn masquerade(settings: &Settings, uplink: &str, ranges: &BTreeSet<IpNet>, s
     for range in ranges {
         base.push(format!("rule post ip saddr {range} ip daddr != {range} oifname \"{uplink}\" masquerade"));
     }
-    let name = format!("inet shisa_{:08x}", settings.cloud);
-    space.tables.insert(name, table(base, BTreeMap::new()).seal());
+    base
 }

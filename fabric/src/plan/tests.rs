@@ -134,6 +134,7 @@ fn planned(sections: BTreeMap<SectionKey, Section>, uplink: Option<&str>) -> Ker
     let settings = Settings {
         cloud: 0xfeed,
         node_address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        vxlan_port: 4789,
         uplink,
         physical: BTreeMap::new(),
     };
@@ -208,6 +209,32 @@ fn a_port_that_goes_takes_its_tap_first() {
 #[test]
 fn a_router_that_goes_leaves_the_bridge() {
     check_change("router_removed", |s| drop(s.remove(&SectionKey::Router(id(4, 1)))));
+}
+
+fn remote_member(sections: &mut BTreeMap<SectionKey, Section>, vtep: &str) {
+    let member = Member {
+        mac: Mac([0xfa, 0x16, 0x3e, 0, 0, 7]),
+        addresses: vec!["10.0.0.7".parse().unwrap()],
+        vtep: Some(vtep.parse().unwrap()),
+        name: String::new(),
+    };
+    match sections.get_mut(&SectionKey::Members(id(1, 1))) {
+        Some(Section::Members(members)) => drop(members.ports.insert(id(3, 7), member)),
+        _ => panic!("there are such members"),
+    }
+}
+
+#[test]
+fn a_member_on_another_node_digs_a_tunnel() {
+    check_change("tunnel", |s| remote_member(s, "192.0.2.7"));
+}
+
+#[test]
+fn a_member_that_moves_to_a_third_node_is_replaced() {
+    let (mut before, mut after) = (sections(), sections());
+    remote_member(&mut before, "192.0.2.7");
+    remote_member(&mut after, "192.0.2.8");
+    check("member_moved", &planned(before, None), &planned(after, None));
 }
 
 #[test]

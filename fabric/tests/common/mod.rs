@@ -3,6 +3,8 @@
 
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod hosts;
+
 use base::node::*;
 use base::units::Mac;
 use fabric::{Fabric, Listener, Responder, Servers, Settings};
@@ -29,21 +31,28 @@ pub fn run<F: AsyncFnOnce(&mut World) + Send + 'static>(test: F) {
     }
     let host = Namespace::new("host");
     let entered = File::open(host.path()).unwrap();
-    let thread = std::thread::spawn(move || {
+    let done = on_thread(move || {
         setns(&entered, CloneFlags::CLONE_NEWNET).unwrap();
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        runtime.block_on(async {
+        block_on(async {
             let mut world = World::new().await;
             test(&mut world).await;
             drop(world.fabric.take());
         });
     });
-    let done = thread.join();
     drop(host);
     if let Err(panic) = done {
         std::panic::resume_unwind(panic);
     }
+}
+
+/// A thread of its own, as it may end in another namespace.
+fn on_thread(work: impl FnOnce() + Send + 'static) -> std::thread::Result<()> {
+    std::thread::spawn(work).join()
+}
+
+fn block_on(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(test);
 }
 
 pub struct Namespace(pub String);
@@ -97,6 +106,7 @@ pub fn sh(command: &[&str]) -> String {
 
 pub struct World {
     pub cloud: u32,
+    pub settings: Settings,
     pub document: Document,
     pub fabric: Option<Fabric>,
     pub listeners: Vec<Listener>,
@@ -108,14 +118,17 @@ pub struct World {
 
 impl World {
     pub async fn new() -> World {
-        let cloud = 0xf000_0000
-            | (std::process::id() << 8) & 0x0fff_ff00
-            | COUNT.fetch_add(1, Ordering::Relaxed) & 0xff;
-        let fabric = Fabric::open(settings(cloud)).await.unwrap();
+        World::with(settings(new_cloud())).await
+    }
+
+    pub async fn with(settings: Settings) -> World {
+        let fabric = Fabric::open(settings.clone()).await.unwrap();
+        let cloud = settings.cloud;
         let resolv = tempfile::NamedTempFile::new().unwrap();
         let responder = Some(Responder::new(cloud, Servers(resolv.path().into())));
         World {
             cloud,
+            settings,
             document: Document::default(),
             fabric: Some(fabric),
             listeners: Vec::new(),
@@ -165,7 +178,7 @@ impl World {
     pub async fn restart(&mut self) {
         self.listeners.clear();
         drop(self.fabric.take());
-        self.fabric = Some(Fabric::open(settings(self.cloud)).await.unwrap());
+        self.fabric = Some(Fabric::open(self.settings.clone()).await.unwrap());
     }
 
     pub fn put(&mut self, section: Section) {
@@ -223,7 +236,7 @@ impl Drop for World {
     fn drop(&mut self) {
         self.listeners.clear();
         drop((self.fabric.take(), self.responder.take()));
-        let settings = settings(self.cloud);
+        let settings = self.settings.clone();
         let here = File::open("/proc/thread-self/ns/net").unwrap();
         let thread = std::thread::spawn(move || {
             setns(&here, CloneFlags::CLONE_NEWNET).unwrap();
@@ -234,8 +247,18 @@ impl Drop for World {
     }
 }
 
+pub fn new_cloud() -> u32 {
+    0xf000_0000 | (std::process::id() << 8) & 0x0fff_ff00 | COUNT.fetch_add(1, Ordering::Relaxed) & 0xff
+}
+
 pub fn settings(cloud: u32) -> Settings {
-    Settings { cloud, node_address: "127.0.0.1".parse().unwrap(), uplink: None, physical: Default::default() }
+    Settings {
+        cloud,
+        node_address: "127.0.0.1".parse().unwrap(),
+        vxlan_port: fabric::vxlan_port(cloud),
+        uplink: None,
+        physical: Default::default(),
+    }
 }
 
 pub fn id(kind: u8, n: u8) -> Uuid {
@@ -367,12 +390,10 @@ pub struct Guest {
 impl Guest {
     fn new(tap: OwnedFd, port: &Port) -> Guest {
         let ns = Namespace::new("guest");
-        let inner = ns.inside(|| {
-            let tap = own_tap("eth0");
-            // Its link-local address can be used at once.
-            std::fs::write("/proc/sys/net/ipv6/conf/eth0/accept_dad", "0").unwrap();
-            tap
-        });
+        let inner = ns.inside(|| own_tap("eth0"));
+        if !port.fixed.is_empty() && port.fixed.iter().all(|fixed| fixed.address.is_ipv4()) {
+            hosts::quiet(&ns);
+        }
         ns.ip(&format!("link set eth0 address {} mtu 1450 up", port.mac));
         for fixed in &port.fixed {
             let length = if fixed.address.is_ipv4() { 24 } else { 64 };

@@ -5,6 +5,7 @@ pub mod rest;
 use crate::attr::{Meta, input};
 use crate::floating_ip;
 use crate::network::{self, Network};
+use crate::port_forwarding;
 use crate::security_group::{self, SecurityGroup};
 use crate::subnet::{self, Subnet};
 use crate::{PORT, ipam, spread};
@@ -238,6 +239,8 @@ pub fn create(tx: &mut Tx, project: ProjectId, new: &NewPort) -> Result<Arc<Port
 pub(crate) fn put(tx: &mut Tx, port: Port) -> Result<Arc<Port>> {
     let (network, mac) = (port.network, port.mac);
     let addresses: Vec<String> = port.fixed.iter().map(|f| f.address.to_string()).collect();
+    port_forwarding::follow(tx, &port);
+    floating_ip::follow(tx, &port)?;
     tx.put(port).map_err(|broken| match broken.index {
         "mac" => Error::conflict(format!(
             "Unable to complete operation for network {network}. The mac address {mac} is in use."
@@ -449,6 +452,7 @@ pub fn observed(tx: &mut Tx, id: Id<Port>, up: bool) -> Result<()> {
 /// Removes a port; its floating IPs go dark.
 pub fn delete(tx: &mut Tx, id: Id<Port>) -> Result<()> {
     floating_ip::release(tx, id)?;
+    port_forwarding::release(tx, id);
     tx.delete::<Port>(&id);
     Ok(())
 }

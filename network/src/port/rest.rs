@@ -1,9 +1,10 @@
 //! Ports at the API.
 
 use super::{DhcpOption, FLOATING_IP, NewPort, Owner, PAIRS_MAX, Pair, Port, WantedIp, addresses, put};
-use crate::attr::{Flag, Meta, MetaBody, Text, input, missing, nullable, read_only};
+use crate::attr::{Flag, Meta, Text, input, missing, nullable, read_only};
 use crate::network::Network;
-use crate::resource::{self, Resource};
+use crate::rbac;
+use crate::resource::{self, Resource, Wanted};
 use crate::security_group::SecurityGroup;
 use api::{Call, Target};
 use base::units::Mac;
@@ -19,10 +20,6 @@ use store::{State, Tx};
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Body {
-    name: Option<Text>,
-    description: Option<Text>,
-    tenant_id: Option<ProjectId>,
-    project_id: Option<ProjectId>,
     network_id: Option<Id<Network>>,
     admin_state_up: Option<Flag>,
     mac_address: Option<Mac>,
@@ -63,19 +60,34 @@ impl Resource for Port {
     const MANY: &'static str = "ports";
     const TITLE: &'static str = "Port";
     const NOT_FOUND: &'static str = "PortNotFound";
+    const ATTRIBUTES: &'static [&'static str] = &[
+        "network_id",
+        "mac_address",
+        "admin_state_up",
+        "status",
+        "fixed_ips",
+        "device_id",
+        "device_owner",
+        "security_groups",
+        "allowed_address_pairs",
+        "port_security_enabled",
+        "extra_dhcp_opts",
+        "dns_name",
+        "dns_assignment",
+        "qos_policy_id",
+        "qos_network_policy_id",
+        "binding:vnic_type",
+        "binding:host_id",
+        "binding:vif_type",
+        "binding:vif_details",
+        "binding:profile",
+        "ip_allocation",
+        "propagate_uplink_status",
+    ];
     type Body = Body;
 
     fn meta(&self) -> &Meta {
         &self.meta
-    }
-
-    fn meta_body(body: &Body) -> MetaBody {
-        MetaBody {
-            name: body.name.clone(),
-            description: body.description.clone(),
-            tenant_id: body.tenant_id,
-            project_id: body.project_id,
-        }
     }
 
     /// A port is its project's, and its network owner's.
@@ -136,10 +148,10 @@ impl Resource for Port {
         }
     }
 
-    fn create(tx: &mut Tx, cx: &Context, project: ProjectId, body: &Body) -> Result<Arc<Port>> {
+    fn create(tx: &mut Tx, cx: &Context, project: ProjectId, body: &Wanted<Port>) -> Result<Arc<Port>> {
         let network = super::network_for(tx, cx, body.network_id.ok_or_else(|| missing("network_id"))?)?;
         let foreign = !cx.sees(network.meta.project);
-        if foreign && (!network.shared || body.mac_address.is_some()) {
+        if foreign && (!rbac::shared(tx, network.id, cx) || body.mac_address.is_some()) {
             return Err(Error::forbidden(format!("The network {} belongs to another project.", network.id))
                 .named("PolicyNotAuthorized"));
         }
@@ -159,7 +171,7 @@ impl Resource for Port {
         put(tx, port)
     }
 
-    fn update(tx: &mut Tx, cx: &Context, old: &Port, body: &Body) -> Result<Arc<Port>> {
+    fn update(tx: &mut Tx, cx: &Context, old: &Port, body: &Wanted<Port>) -> Result<Arc<Port>> {
         if body.network_id.is_some() {
             return Err(read_only("network_id"));
         }
@@ -214,15 +226,14 @@ fn groups(
 ) -> Result<BTreeSet<Id<SecurityGroup>>> {
     let ids: BTreeSet<_> = wanted.unwrap_or_default().into_iter().collect();
     for id in &ids {
-        let found =
-            tx.get::<SecurityGroup>(id).filter(|g| g.meta.project == project || cx.sees(g.meta.project));
+        let found = tx.get::<SecurityGroup>(id).filter(|g| g.meta.project == project || g.visible(tx, cx));
         found.ok_or_else(|| resource::not_found::<SecurityGroup>(&id.to_string()))?;
     }
     Ok(ids)
 }
 
-fn apply(port: &mut Port, body: &Body) -> Result<()> {
-    port.meta.apply(&Port::meta_body(body));
+fn apply(port: &mut Port, body: &Wanted<Port>) -> Result<()> {
+    port.meta.apply(&body.meta);
     port.admin_up = body.admin_state_up.map_or(port.admin_up, |f| f.0);
     port.port_security = body.port_security_enabled.map_or(port.port_security, |f| f.0);
     if let Some(pairs) = &body.allowed_address_pairs {

@@ -123,12 +123,23 @@ impl Cloud {
 
     /// One request; status, token in the answer's head, answer.
     pub fn call(&self, method: &str, path: &str, token: &str, body: Value) -> (u16, String, Value) {
+        self.call_with(method, path, &[("x-auth-token", token)], body)
+    }
+
+    pub fn call_with(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Value,
+    ) -> (u16, String, Value) {
+        let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let authority = self.address.strip_prefix("http://").unwrap();
         let mut socket = TcpStream::connect(authority).unwrap();
         write!(
             socket,
-            "{method} {path} HTTP/1.1\r\nhost: {authority}\r\nx-auth-token: {token}\r\ncontent-length: {}\r\n\
+            "{method} {path} HTTP/1.1\r\nhost: {authority}\r\n{headers}content-length: {}\r\n\
              content-type: application/json\r\nconnection: close\r\n\r\n{body}",
             body.len()
         )
@@ -152,5 +163,49 @@ impl Cloud {
         let (status, token, answer) = self.call("POST", "/identity/v3/auth/tokens", "", body);
         assert_eq!(status, 201, "{answer}");
         token
+    }
+}
+
+/// A node on a machine of its own, as far as it knows; killed with the test.
+pub struct Member {
+    child: Child,
+    out: BufReader<std::process::ChildStdout>,
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Member {
+    /// Starts it, and waits until it is up.
+    pub fn start(state: &Path, words: &[&str]) -> Member {
+        let mut command = shisa();
+        let mut child =
+            command.arg("node").args(words).arg("--state").arg(state).stdout(Stdio::piped()).spawn().unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let mut said = String::new();
+        while !said.contains(" up ") {
+            assert!(out.read_line(&mut said).unwrap() > 0, "it ended: {said}");
+        }
+        Member { child, out }
+    }
+
+    /// As a crash would.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// As Ctrl-C would; the rest of what it said.
+    pub fn stop(mut self) -> String {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+        let mut rest = String::new();
+        self.out.read_to_string(&mut rest).unwrap();
+        assert!(self.child.wait().unwrap().success(), "{rest}");
+        rest
     }
 }

@@ -1,0 +1,191 @@
+//! What a plane answers to nodes: the routes of the second listener. A node reads and tells only of itself: who it is
+//! comes from its certificate, and no path or query has a name.
+//!
+//! Limits: `JOIN_BYTES_MAX`, `REPORT_BYTES_MAX`, `ANSWER_BYTES_MAX` of a body.
+
+use crate::listener::{self, Tls};
+use crate::{Fleet, join};
+use api::reply::{Body, ByteStream};
+use api::{Faults, Query, Reply};
+use base::join::{
+    ANSWERS, Answer, DOCUMENT, HELLO, IMAGES, JOIN, Join, Joined, QUESTIONS, RENEW, REPORT, Renew, Token,
+};
+use base::node::{DOCUMENT_WAIT_MAX, Generation, Hello, Report, SectionKey};
+use base::{Error, Result, Timestamp};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::{Method, Request, Response};
+use rustls::pki_types::CertificateDer;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use store::Cause;
+use tokio::net::TcpListener;
+use uuid::Uuid;
+
+const JOIN_BYTES_MAX: usize = 64 << 10;
+const REPORT_BYTES_MAX: usize = 32 << 20;
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// A node's certificate is good for this long; it asks for the next one when half of it is over.
+pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// An image's bytes and how many they are.
+pub type Bytes = (ByteStream, u64);
+type Reading = Pin<Box<dyn Future<Output = Result<Bytes>> + Send>>;
+
+/// What a plane is to nodes on other machines.
+pub struct Plane {
+    fleet: Fleet,
+    pub(crate) tls: Tls,
+    settings: Settings,
+}
+
+pub struct Settings {
+    /// Short id of the cloud.
+    pub cloud: u32,
+    /// Errors: `NotFound` where an image has no bytes.
+    pub image: Box<dyn Fn(Uuid) -> Reading + Send + Sync>,
+    pub certificate_life: Duration,
+}
+
+impl Plane {
+    pub async fn new(fleet: Fleet, settings: Settings) -> Result<Arc<Plane>> {
+        let tls = Tls::of(fleet.cell()).await?;
+        Ok(Arc::new(Plane { fleet, tls, settings }))
+    }
+
+    /// Serves nodes until it is dropped.
+    pub async fn serve(self: Arc<Plane>, listener: TcpListener) {
+        listener::serve(listener, self).await;
+    }
+
+    /// A token for machines that reach this plane at `authority`. Only its hash is kept.
+    pub async fn token(
+        &self,
+        cause: Cause,
+        authority: &str,
+        uses: u32,
+        ttl_secs: i64,
+    ) -> Result<(Token, Timestamp)> {
+        let secret = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
+        let hash = join::hash(&secret);
+        let kept = self.fleet.cell().write(cause, move |tx| join::issue(tx, &hash, uses, ttl_secs)).await?;
+        let fingerprint = self.tls.authority().fingerprint();
+        Ok((Token { authority: authority.into(), fingerprint, secret }, kept.expires))
+    }
+
+    /// Answers one request; every error has become a fault.
+    pub(crate) async fn answer(
+        &self,
+        peer: Option<&CertificateDer<'static>>,
+        request: Request<Incoming>,
+    ) -> Response<Body> {
+        let path = request.uri().path().to_string();
+        let reply =
+            self.route(peer, request).await.unwrap_or_else(|error| Faults::Identity.reply(&error, &path));
+        let mut response = Response::new(reply.body);
+        *response.status_mut() = reply.status;
+        *response.headers_mut() = reply.headers;
+        response
+    }
+
+    async fn route(
+        &self,
+        peer: Option<&CertificateDer<'static>>,
+        request: Request<Incoming>,
+    ) -> Result<Reply> {
+        let (head, body) = request.into_parts();
+        let (method, path) = (head.method, head.uri.path());
+        if (&method, path) == (&Method::POST, JOIN) {
+            return self.join(read(body, JOIN_BYTES_MAX).await?).await;
+        }
+        let member = self.tls.who(&self.fleet.cell().read(), peer)?;
+        let (fleet, node) = (&self.fleet, member.name.as_str());
+        let query = Query::parse(head.uri.query().unwrap_or_default());
+        match (method, path) {
+            (Method::POST, HELLO) => {
+                let hello: Hello = read(body, JOIN_BYTES_MAX).await?;
+                if hello.name != member.name || hello.id != member.id {
+                    return Err(Error::forbidden(format!("The certificate is that of the node {node}.")));
+                }
+                fleet.hello(hello).await?;
+                Ok(Reply::no_content())
+            }
+            (Method::GET, DOCUMENT) => {
+                Ok(Reply::ok(&fleet.document(node, after(&query)?, wait(&query)?).await?))
+            }
+            (Method::POST, REPORT) => {
+                let report: Report = read(body, REPORT_BYTES_MAX).await?;
+                fleet.report(node, report).await?;
+                Ok(Reply::no_content())
+            }
+            (Method::GET, QUESTIONS) => Ok(Reply::ok(&fleet.questions(node, wait(&query)?).await)),
+            (Method::POST, ANSWERS) => {
+                let answer: Answer = read(body, ANSWER_BYTES_MAX).await?;
+                fleet.answered(node, answer);
+                Ok(Reply::no_content())
+            }
+            (Method::POST, RENEW) => {
+                let renew: Renew = read(body, JOIN_BYTES_MAX).await?;
+                self.renew(&member, &renew)
+            }
+            (Method::GET, path) if path.starts_with(IMAGES) => self.image(node, &path[IMAGES.len()..]).await,
+            _ => Err(Error::not_found("A plane has no such route for nodes.")),
+        }
+    }
+
+    async fn join(&self, join: Join) -> Result<Reply> {
+        join::check(&self.fleet.cell().read(), &join.secret, Timestamp::wall())?;
+        let life = self.settings.certificate_life;
+        let certificate = self.tls.authority().sign(&join.name, &join.request, life)?;
+        let key = crate::authority::key_of(&CertificateDer::from(certificate.der.0.as_slice()))?;
+        let name = join.name.clone();
+        self.fleet.cell().write(Cause::step("join"), move |tx| join::admit(tx, &join, &key)).await?;
+        tracing::info!(node = name, "joined");
+        Ok(Reply::ok(&Joined { cloud: self.settings.cloud, certificate }))
+    }
+
+    /// For the key that the node is known by, and no other.
+    fn renew(&self, member: &join::Member, renew: &Renew) -> Result<Reply> {
+        let life = self.settings.certificate_life;
+        let certificate = self.tls.authority().sign(&member.name, &renew.request, life)?;
+        match crate::authority::key_of(&CertificateDer::from(certificate.der.0.as_slice()))? == member.key {
+            true => Ok(Reply::ok(&certificate)),
+            false => Err(Error::forbidden("A node renews its certificate for the key that it joined with.")),
+        }
+    }
+
+    async fn image(&self, node: &str, id: &str) -> Result<Reply> {
+        let absent = || Error::not_found("No server of this node starts from such an image.");
+        let id = Uuid::try_parse(id).map_err(|e| absent().because(e))?;
+        if !self.fleet.needs(node, &SectionKey::Image(id)) {
+            return Err(absent());
+        }
+        let (bytes, size) = (self.settings.image)(id).await?;
+        Ok(Reply::ok(&json!({})).header("content-type", "application/octet-stream").stream(bytes, size))
+    }
+}
+
+async fn read<T: DeserializeOwned>(body: Incoming, max: usize) -> Result<T> {
+    let bytes = Limited::new(body, max).collect().await.map_err(|e| match e.is::<LengthLimitError>() {
+        true => Error::too_large(format!("The body is larger than {max} bytes.")),
+        false => Error::invalid("The body ended early.").because(e),
+    })?;
+    api::call::parse(&bytes.to_bytes())
+}
+
+fn wait(query: &Query) -> Result<Duration> {
+    let wrong = || Error::invalid("`wait_ms` is a number of milliseconds.");
+    let ms = query.get("wait_ms").unwrap_or("0").parse().map_err(|_| wrong())?;
+    Ok(Duration::from_millis(ms).min(DOCUMENT_WAIT_MAX))
+}
+
+/// `EPOCH.REVISION`
+fn after(query: &Query) -> Result<Generation> {
+    let wrong = || Error::invalid("`after` is a generation: EPOCH.REVISION.");
+    let (epoch, revision) = query.get("after").and_then(|text| text.split_once('.')).ok_or_else(wrong)?;
+    let number = |text: &str| text.parse().map_err(|_| wrong());
+    Ok(Generation { epoch: number(epoch)?, revision: number(revision)? })
+}

@@ -1,0 +1,323 @@
+//! A plane on another machine: the four questions of a `Link` over one HTTP/2 connection with TLS 1.3, the node's own
+//! certificate kept fresh, and the plane's questions answered.
+//!
+//! A connection that is lost is made again with the next question; `agent` spaces those out. The plane is held to the
+//! certificate of its cell's authority and to nothing else: neither its address nor a public authority counts.
+//!
+//! Limits: `CONNECT_MAX` for a connection, `PING_MAX` without a sign of life on it, `DOCUMENT_BYTES_MAX` of an answer.
+
+mod credentials;
+mod tls;
+
+pub use credentials::Credentials;
+
+use crate::{ImageBytes, Link, Node};
+use base::join::{
+    ANSWERS, Answer, Ask, Certificate, DOCUMENT, HELLO, IMAGES, JOIN, Join, Joined, Outcome, QUESTIONS,
+    Question, RENEW, REPORT, Renew, Token,
+};
+use base::node::{DOCUMENT_WAIT_MAX, Generation, Patch};
+use base::pass::{self, Next, Pass};
+use base::{Error, Kind, Result, Timestamp};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::SendRequest;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::ClientConfig;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio_util::io::StreamReader;
+use uuid::Uuid;
+
+const CONNECT_MAX: Duration = Duration::from_secs(10);
+const PING_EVERY: Duration = Duration::from_secs(5);
+const PING_MAX: Duration = Duration::from_secs(5);
+/// An answer that is not a long poll's comes in this time.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+const DOCUMENT_BYTES_MAX: usize = 256 << 20;
+/// Of what is no document.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
+
+type Sender = SendRequest<Full<Bytes>>;
+
+/// The plane of a node. Clones are the same.
+#[derive(Clone)]
+pub struct Remote {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    /// `HOST:PORT`
+    authority: String,
+    credentials: Mutex<Credentials>,
+    /// With the underlay address that it goes out from.
+    connection: tokio::sync::Mutex<Option<Sender>>,
+}
+
+/// What a node knows when it has joined.
+pub struct Arrival {
+    pub joined: Joined,
+    /// Where this machine reaches the plane from.
+    pub from: IpAddr,
+}
+
+/// Joins with a token, under the key of `credentials`, which then have the certificate and are written.
+///
+/// Errors: what the plane says of the token or the name; `Unavailable` when it is not there; `Unauthorized` when it is
+/// not the plane that the token is from.
+pub async fn join(token: &Token, name: &str, credentials: &mut Credentials, state: &Path) -> Result<Arrival> {
+    let config = tls::with_fingerprint(&token.fingerprint)?;
+    let seen = config.seen.clone();
+    let (mut sender, from) = connect(&token.authority, config.client).await?;
+    let join = Join {
+        secret: token.secret.clone(),
+        name: name.into(),
+        id: credentials.id,
+        request: credentials.request()?,
+    };
+    let answer = send(&mut sender, &token.authority, Method::POST, JOIN, json(&join)?, ANSWER_MAX).await?;
+    let joined: Joined = read(answer, ANSWER_BYTES_MAX).await?;
+    let unseen = || Error::internal("the plane showed no certificate of its authority");
+    credentials.authority = Some(seen.lock().expect("no holder panics").clone().ok_or_else(unseen)?);
+    credentials.certificate = Some(joined.certificate.clone());
+    credentials.write(state)?;
+    Ok(Arrival { joined, from: from.ip() })
+}
+
+impl Remote {
+    /// The plane at `authority`, for a node that has joined.
+    pub fn new(authority: &str, credentials: Credentials) -> Remote {
+        let (credentials, connection) = (Mutex::new(credentials), tokio::sync::Mutex::default());
+        Remote { inner: Arc::new(Inner { authority: authority.into(), credentials, connection }) }
+    }
+
+    /// The four questions, asked over this connection.
+    pub fn link(&self) -> Link {
+        let (greeting, telling, reporting, fetching) =
+            (self.clone(), self.clone(), self.clone(), self.clone());
+        Link::new(
+            move |hello| {
+                let plane = greeting.clone();
+                async move { plane.tell(HELLO, &hello).await }
+            },
+            move |after, wait| {
+                let plane = telling.clone();
+                async move { plane.document(after, wait).await }
+            },
+            move |report| {
+                let plane = reporting.clone();
+                async move { plane.tell(REPORT, &report).await }
+            },
+            move |id| {
+                let plane = fetching.clone();
+                async move { plane.image(id).await }
+            },
+        )
+    }
+
+    /// Renews the certificate and answers the plane's questions, for ever. `state` has the credentials.
+    pub async fn keep(&self, node: &Node, state: &Path) {
+        let renewed = CertificateRenewed { plane: self.clone(), state: state.into() };
+        let answered = QuestionsAnswered { plane: self.clone(), node: node.clone() };
+        let never = Notify::new();
+        tokio::join!(pass::run(renewed, &never), pass::run(answered, &never));
+    }
+
+    async fn document(&self, after: Generation, wait: Duration) -> Result<Patch> {
+        let path =
+            format!("{DOCUMENT}?after={}.{}&wait_ms={}", after.epoch, after.revision, wait.as_millis());
+        read(self.ask(Method::GET, &path, Bytes::new(), wait + ANSWER_MAX).await?, DOCUMENT_BYTES_MAX).await
+    }
+
+    async fn image(&self, id: Uuid) -> Result<ImageBytes> {
+        let answer = self.ask(Method::GET, &format!("{IMAGES}{id}"), Bytes::new(), ANSWER_MAX).await?;
+        let chunks = answer.into_body().map_err(std::io::Error::other).into_data_stream();
+        Ok(Box::pin(StreamReader::new(chunks)))
+    }
+
+    async fn tell(&self, path: &str, what: &impl Serialize) -> Result<()> {
+        self.ask(Method::POST, path, json(what)?, ANSWER_MAX).await.map(drop)
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        limit: Duration,
+    ) -> Result<Response<Incoming>> {
+        let mut sender = self.sender().await?;
+        send(&mut sender, &self.inner.authority, method, path, body, limit).await
+    }
+
+    /// The connection that is there, or another.
+    async fn sender(&self) -> Result<Sender> {
+        let mut connection = self.inner.connection.lock().await;
+        if let Some(sender) = connection.as_ref().filter(|sender| !sender.is_closed()) {
+            return Ok(sender.clone());
+        }
+        let config = tls::with_certificate(&self.inner.credentials.lock().expect("no holder panics"))?;
+        let (sender, _) = connect(&self.inner.authority, config).await?;
+        *connection = Some(sender.clone());
+        Ok(sender)
+    }
+
+    fn certificate(&self) -> Option<Certificate> {
+        self.inner.credentials.lock().expect("no holder panics").certificate.clone()
+    }
+
+    async fn renew(&self, state: &Path) -> Result<Certificate> {
+        let request = self.inner.credentials.lock().expect("no holder panics").request()?;
+        let answer = self.ask(Method::POST, RENEW, json(&Renew { request })?, ANSWER_MAX).await?;
+        let certificate: Certificate = read(answer, ANSWER_BYTES_MAX).await?;
+        {
+            let mut credentials = self.inner.credentials.lock().expect("no holder panics");
+            credentials.certificate = Some(certificate.clone());
+            credentials.write(state)?;
+        }
+        // The next question goes over a connection with the new one; those under way end on the old.
+        *self.inner.connection.lock().await = None;
+        Ok(certificate)
+    }
+}
+
+struct CertificateRenewed {
+    plane: Remote,
+    state: std::path::PathBuf,
+}
+
+impl Pass for CertificateRenewed {
+    const NAME: &'static str = "certificate_renewed";
+    const EVERY: Duration = Duration::from_secs(3600);
+
+    async fn pass(&mut self) -> Result<Next> {
+        let Some(mut certificate) = self.plane.certificate() else { return Ok(Next::Usual) };
+        if certificate.renew <= Timestamp::wall().secs() {
+            certificate = self.plane.renew(&self.state).await?;
+        }
+        let due = certificate.renew - Timestamp::wall().secs();
+        Ok(Next::After(Duration::from_secs(due.clamp(1, 3600) as u64)))
+    }
+}
+
+struct QuestionsAnswered {
+    plane: Remote,
+    node: Node,
+}
+
+impl Pass for QuestionsAnswered {
+    const NAME: &'static str = "questions_answered";
+    const EVERY: Duration = Duration::from_secs(1);
+
+    async fn pass(&mut self) -> Result<Next> {
+        let path = format!("{QUESTIONS}?wait_ms={}", DOCUMENT_WAIT_MAX.as_millis());
+        let asked = self.plane.ask(Method::GET, &path, Bytes::new(), DOCUMENT_WAIT_MAX + ANSWER_MAX).await?;
+        let questions: Vec<Question> = read(asked, ANSWER_BYTES_MAX).await?;
+        for question in questions {
+            let answer = answer(&self.node, question).await;
+            self.plane.tell(ANSWERS, &answer).await?;
+        }
+        Ok(Next::Again)
+    }
+}
+
+async fn answer(node: &Node, question: Question) -> Answer {
+    let (id, node) = (question.id, node.clone());
+    let Ask::Console { vm, lines } = question.ask;
+    let read = tokio::task::spawn_blocking(move || node.console(vm, lines)).await;
+    let outcome = match read {
+        Ok(Ok(text)) => Outcome::Text(text),
+        Ok(Err(error)) if error.kind() == Kind::NotFound => Outcome::Absent(error.message().into()),
+        Ok(Err(error)) => Outcome::Failed(error.message().into()),
+        Err(_) => Outcome::Failed("the console could not be read".into()),
+    };
+    Answer { id, outcome }
+}
+
+/// A connection, and where on this machine it begins.
+async fn connect(authority: &str, config: Arc<ClientConfig>) -> Result<(Sender, SocketAddr)> {
+    let away = || Error::unavailable(format!("nothing answers at https://{authority}"));
+    let connecting = async {
+        let socket = TcpStream::connect(authority).await.map_err(|e| away().because(e))?;
+        let _ = socket.set_nodelay(true);
+        let from = socket.local_addr()?;
+        let stream = tls::handshake(config, socket, authority).await?;
+        let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_MAX)
+            .keep_alive_while_idle(true)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| away().because(e))?;
+        // It ends with the last sender; what goes wrong comes out of the requests, too.
+        tokio::spawn(async move { drop(connection.await) });
+        Ok((sender, from))
+    };
+    tokio::time::timeout(CONNECT_MAX, connecting).await.map_err(|e| away().because(e))?
+}
+
+/// One request; an answer that is no success is an error in the plane's words.
+async fn send(
+    sender: &mut Sender,
+    authority: &str,
+    method: Method,
+    path: &str,
+    body: Bytes,
+    limit: Duration,
+) -> Result<Response<Incoming>> {
+    let request = Request::builder()
+        .method(method)
+        .uri(format!("https://{authority}{path}"))
+        .header("content-type", "application/json")
+        .body(Full::new(body))
+        .map_err(|e| Error::internal(format!("{path} is no path")).because(e))?;
+    let late = |e| Error::unavailable("the plane does not answer").because(e);
+    let cut = |e| Error::unavailable("the connection to the plane is lost").because(e);
+    let answer =
+        tokio::time::timeout(limit, sender.send_request(request)).await.map_err(late)?.map_err(cut)?;
+    match answer.status().is_success() {
+        true => Ok(answer),
+        false => Err(refused(answer).await),
+    }
+}
+
+async fn refused(answer: Response<Incoming>) -> Error {
+    let status = answer.status();
+    let fault: Value = read(answer, ANSWER_BYTES_MAX).await.unwrap_or_default();
+    let said =
+        fault["error"]["message"].as_str().map_or_else(|| format!("it was answered {status}"), String::from);
+    let kind = match status {
+        StatusCode::UNAUTHORIZED => Kind::Unauthorized,
+        StatusCode::FORBIDDEN => Kind::Forbidden,
+        StatusCode::NOT_FOUND => Kind::NotFound,
+        StatusCode::CONFLICT => Kind::Conflict,
+        status if status.is_client_error() => Kind::Invalid,
+        _ => Kind::Unavailable,
+    };
+    Error::new(kind, said)
+}
+
+fn json(what: &impl Serialize) -> Result<Bytes> {
+    serde_json::to_vec(what).map(Bytes::from).map_err(|e| Error::internal("cannot encode").because(e))
+}
+
+async fn read<T: DeserializeOwned>(answer: Response<Incoming>, max: usize) -> Result<T> {
+    let bytes = Limited::new(answer.into_body(), max).collect().await.map_err(|e| match e
+        .is::<LengthLimitError>()
+    {
+        true => Error::unavailable(format!("the plane's answer is larger than {max} bytes")),
+        false => Error::unavailable("the plane's answer ended early").because(e),
+    })?;
+    let wrong = |e| Error::unavailable("the plane's answer is not one").because(e);
+    serde_json::from_slice(&bytes.to_bytes()).map_err(wrong)
+}

@@ -1,0 +1,209 @@
+//! Nodes on other machines: processes of their own that join a plane by token and certificate.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod support;
+
+use serde_json::{Value, json};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use support::{Cloud, Member, refusal, run};
+
+/// A node that is silent counts as down after 25 s; this is for a busy machine.
+const DOWN_MAX: Duration = Duration::from_secs(60);
+
+/// A plane without nodes of its own; its directory and its nodes'.
+struct Plane {
+    dir: tempfile::TempDir,
+    nodes_at: String,
+    token: PathBuf,
+}
+
+impl Plane {
+    fn new() -> Plane {
+        let dir = tempfile::tempdir().unwrap();
+        // A restarted plane listens where it did. Nobody else gets the port so soon.
+        let nodes_at = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        std::fs::write(dir.path().join("disk.raw"), vec![0; 1 << 20]).unwrap();
+        let token = dir.path().join("token");
+        Plane { dir, nodes_at, token }
+    }
+
+    fn state(&self) -> PathBuf {
+        self.dir.path().join("plane")
+    }
+
+    fn node_state(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn up(&self) -> Cloud {
+        let image = self.dir.path().join("disk.raw");
+        let words = ["--machine", "simulated", "--nodes", "0", "--node-listen", &self.nodes_at];
+        Cloud::up_with(&self.state(), &[&words[..], &["--image", image.to_str().unwrap()]].concat())
+    }
+
+    fn new_token(&self, words: &[&str]) {
+        let out = ["node", "token", "--out", self.token.to_str().unwrap()];
+        let output = run(&self.state(), &[&out[..], words].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn first_words<'a>(&'a self, name: &'a str) -> Vec<&'a str> {
+        vec!["--token", self.token.to_str().unwrap(), "--machine", "simulated", "--name", name]
+    }
+
+    /// Joins, and then is a node.
+    fn join(&self, name: &str) -> Member {
+        Member::start(&self.node_state(name), &self.first_words(name))
+    }
+}
+
+/// A user of the plane's APIs.
+struct User<'a> {
+    cloud: &'a Cloud,
+    token: String,
+}
+
+impl User<'_> {
+    fn of<'a>(cloud: &'a Cloud, state: &Path) -> User<'a> {
+        User { cloud, token: cloud.token(state) }
+    }
+
+    fn get(&self, path: &str) -> Value {
+        let (status, _, answer) = self.cloud.call("GET", path, &self.token, Value::Null);
+        assert_eq!(status, 200, "{path}: {answer}");
+        answer
+    }
+
+    /// Each node with its state.
+    fn nodes(&self) -> Vec<(String, String)> {
+        let answer = self.get("/compute/v2.1/os-hypervisors");
+        let text = |value: &Value| value.as_str().unwrap().to_string();
+        let list = answer["hypervisors"].as_array().unwrap().iter();
+        let mut nodes: Vec<_> = list.map(|h| (text(&h["hypervisor_hostname"]), text(&h["state"]))).collect();
+        nodes.sort();
+        nodes
+    }
+
+    fn nodes_are(&self, expect: &[(&str, &str)]) {
+        let expect: Vec<_> = expect.iter().map(|(a, b)| (a.to_string(), b.to_string())).collect();
+        until(&format!("nodes are {expect:?}"), || self.nodes() == expect);
+    }
+
+    fn server_on(&self, node: &str) -> String {
+        let image = self.get("/image/v2/images?name=guest")["images"][0]["id"].clone();
+        let server = json!({
+            "name": format!("on-{node}"), "imageRef": image, "flavorRef": self.flavor(), "networks": "none",
+            "availability_zone": format!("nova:{node}"),
+        });
+        let (status, answer) = self.newer("POST", "/compute/v2.1/servers", json!({"server": server}));
+        assert_eq!(status, 202, "{answer}");
+        answer["server"]["id"].as_str().unwrap().to_string()
+    }
+
+    fn flavor(&self) -> Value {
+        self.get("/compute/v2.1/flavors")["flavors"][0]["id"].clone()
+    }
+
+    /// At a microversion that has what we ask.
+    fn newer(&self, method: &str, path: &str, body: Value) -> (u16, Value) {
+        let headers = [("x-auth-token", self.token.as_str()), ("openstack-api-version", "compute 2.53")];
+        let (status, _, answer) = self.cloud.call_with(method, path, &headers, body);
+        (status, answer)
+    }
+
+    fn status(&self, server: &str) -> Option<String> {
+        let path = format!("/compute/v2.1/servers/{server}");
+        let (_, _, answer) = self.cloud.call("GET", &path, &self.token, Value::Null);
+        answer["server"]["status"].as_str().map(String::from)
+    }
+
+    fn status_is(&self, server: &str, expect: Option<&str>) {
+        until(&format!("{server} is {expect:?}"), || self.status(server).as_deref() == expect);
+    }
+
+    fn console(&self, server: &str) -> (u16, Value) {
+        let path = format!("/compute/v2.1/servers/{server}/action");
+        self.newer("POST", &path, json!({"os-getConsoleOutput": {}}))
+    }
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !holds() {
+        assert!(begin.elapsed() < DOWN_MAX, "it never came that {what}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn servers_run_on_nodes_that_join_and_outlive_what_is_lost() {
+    let plane = Plane::new();
+    let cloud = plane.up();
+    plane.new_token(&["--uses", "2"]);
+    assert_eq!(plane.token.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    let (a, b) = (plane.join("a"), plane.join("b"));
+    let user = User::of(&cloud, &plane.state());
+    user.nodes_are(&[("a", "up"), ("b", "up")]);
+    let (on_a, on_b) = (user.server_on("a"), user.server_on("b"));
+    user.status_is(&on_a, Some("ACTIVE"));
+    user.status_is(&on_b, Some("ACTIVE"));
+    let (status, answer) = user.console(&on_b);
+    assert!(status == 200 && answer["output"].as_str().unwrap().contains("on-b"), "{answer}");
+
+    // A node is lost: it is down, its server stays, and a delete waits for it.
+    b.kill();
+    user.nodes_are(&[("a", "up"), ("b", "down")]);
+    assert_eq!(user.status(&on_b).as_deref(), Some("ACTIVE"));
+    assert_eq!(user.console(&on_b).0, 503);
+    assert_eq!(user.newer("DELETE", &format!("/compute/v2.1/servers/{on_b}"), Value::Null).0, 204);
+    assert!(user.status(&on_b).is_some());
+
+    // The plane is lost, and found again; the other node needs neither token nor address.
+    cloud.kill();
+    let cloud = plane.up();
+    let user = User::of(&cloud, &plane.state());
+    let more = user.server_on("a");
+    user.status_is(&more, Some("ACTIVE"));
+    std::fs::remove_file(&plane.token).unwrap();
+    let b = Member::start(&plane.node_state("b"), &[]);
+    user.nodes_are(&[("a", "up"), ("b", "up")]);
+    user.status_is(&on_b, None);
+    assert!(b.stop().contains("stopped"));
+    assert!(run(&plane.node_state("a"), &["down"]).status.success());
+    drop(a);
+}
+
+#[test]
+fn a_machine_that_may_not_join_is_told_why() {
+    let plane = Plane::new();
+    let cloud = plane.up();
+    let refused = |name: &str, expect: &str| {
+        let words = [&["node"][..], &plane.first_words(name)].concat();
+        let said = refusal(&run(&plane.node_state(name), &words), 1);
+        assert!(said.contains(expect), "{said}");
+    };
+    assert!(refusal(&run(&plane.node_state("x"), &["node"]), 1).contains("--token FILE"));
+    assert!(!plane.node_state("x").exists());
+    plane.new_token(&[]);
+    let a = plane.join("a");
+    refused("b", "used up");
+    plane.new_token(&["--uses", "9"]);
+    let again = [&["node"][..], &plane.first_words("a")].concat();
+    let said = refusal(&run(&plane.node_state("other"), &again), 1);
+    assert!(said.contains("There is a node a already"), "{said}");
+    plane.new_token(&["--ttl", "1s"]);
+    std::thread::sleep(Duration::from_millis(2100));
+    refused("c", "is over");
+    // Another cloud's token does not even say its secret here.
+    let other = Plane::new();
+    let _other = other.up();
+    other.new_token(&[]);
+    let words = [&["node", "--join", &plane.nodes_at][..], &other.first_words("d")].concat();
+    let said = refusal(&run(&plane.node_state("d"), &words), 1);
+    assert!(said.contains("is not this node's plane"), "{said}");
+    let _up = (a, cloud);
+}
