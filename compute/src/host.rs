@@ -2,7 +2,7 @@
 
 use crate::App;
 use crate::schedule::CPU_RATIO;
-use crate::server::{BY_HOST, Server};
+use crate::server::{BY_HOST, Phase, Server};
 use crate::text::page_links;
 use api::page::Page;
 use api::{Call, Reply, v};
@@ -134,6 +134,28 @@ pub async fn update_service(app: App, call: Call) -> Result<Reply> {
         })
         .await?;
     Ok(Reply::ok(&json!({"service": service_view(&app, &call, &node)})))
+}
+
+/// DELETE /os-services/{id}: the node is no longer the cloud's. Servers that were to go are gone when an operator has
+/// said that the node is down for good.
+///
+/// Errors: `Conflict` while it has servers.
+pub async fn delete_service(app: App, call: Call) -> Result<Reply> {
+    let missing = |id: &str| Error::not_found(format!("Service {} could not be found.", id.escape_default()));
+    let id = find(&app.cell.read(), &call).map_err(|_| missing(call.param("id")))?.id;
+    call.write(&app.cell, move |tx| {
+        let node = tx.get::<Node>(&id).cloned().ok_or_else(|| missing(&id.to_string()))?;
+        let on: Vec<Arc<Server>> = tx.by(&BY_HOST, node.hello.name.as_str()).cloned().collect();
+        if on.iter().any(|s| !node.forced_down || s.phase != Phase::Deleting) {
+            return Err(Error::conflict(
+                "Unable to delete compute service that is hosting instances. Migrate or delete the instances first.",
+            ));
+        }
+        on.iter().for_each(|s| drop(tx.delete::<Server>(&s.id)));
+        fleet::node::remove(tx, &id)
+    })
+    .await?;
+    Ok(Reply::no_content())
 }
 
 /// GET /os-hypervisors

@@ -252,6 +252,7 @@ fn other_routes() -> Vec<Route<App>> {
         get("/v2.1/os-services", "os_compute_api:os-services:list", host::services),
         put("/v2.1/os-services/{id}", "os_compute_api:os-services:update", host::update_service)
             .since(v(2, 53)),
+        delete("/v2.1/os-services/{id}", "os_compute_api:os-services:delete", host::delete_service),
         get("/v2.1/os-hypervisors", hypervisors, host::hypervisors),
         get("/v2.1/os-hypervisors/detail", hypervisors, host::hypervisors_detail),
         get("/v2.1/os-hypervisors/statistics", hypervisors, host::statistics).until(v(2, 87)),

@@ -74,6 +74,7 @@ pub const RULES: &[Rule] = &[
     rule("os_compute_api:os-hypervisors:list", ADMIN, "See hypervisors"),
     rule("os_compute_api:os-services:list", ADMIN, "List services"),
     rule("os_compute_api:os-services:update", ADMIN, "Enable, disable, force down"),
+    rule("os_compute_api:os-services:delete", ADMIN, "Remove a node"),
     rule("os_compute_api:extensions", "@", "List extensions"),
 ];
 

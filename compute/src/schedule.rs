@@ -69,7 +69,7 @@ impl Hosts {
 
     fn node(&mut self, name: &str, node: Option<&Node>) {
         let at = self.slot(name);
-        self.open[at] = node.is_some_and(|n| n.enabled && !n.forced_down);
+        self.open[at] = node.is_some_and(Node::is_open);
         if let Some(node) = node {
             self.zones[at] = node.zone.as_str().into();
             self.vcpus[at] = i64::from(node.hello.vcpus) * CPU_RATIO;

@@ -18,10 +18,12 @@ pub mod node;
 pub mod plane;
 mod question;
 mod rest;
+mod silent;
 
 pub use document::{Source, Touched};
 pub use node::{Node, NodeId};
 pub use rest::{App, service};
+pub use silent::SilentNodesClosed;
 
 use base::join::{Answer, Ask, Question};
 use base::node::{Generation, Hello, Patch, Report, SectionKey};
@@ -134,10 +136,14 @@ impl Fleet {
         self.inner.heard.lock().expect("no holder panics").insert(node.into(), Instant::now());
     }
 
-    /// Whether a node was heard lately. After a start every node counts as heard then.
-    pub fn alive(&self, node: &str) -> bool {
-        let heard = self.inner.heard.lock().expect("no holder panics").get(node).copied();
-        heard.unwrap_or(self.inner.started).elapsed() < HEARD_MAX
+    /// Whether a node was heard lately. After a start every node counts as heard then that was not silent before.
+    pub fn alive(&self, name: &str) -> bool {
+        let heard = self.inner.heard.lock().expect("no holder panics").get(name).copied();
+        let was_silent = || node::named(&self.inner.cell.read(), name).is_some_and(|n| n.silent);
+        match heard {
+            Some(at) => at.elapsed() < HEARD_MAX,
+            None => self.inner.started.elapsed() < HEARD_MAX && !was_silent(),
+        }
     }
 
     pub fn cell(&self) -> &Cell {

@@ -1,7 +1,7 @@
 //! The record of a node: what it said of itself, and what an operator said of it.
 
 use base::node::Hello;
-use base::{Id, IdKind, Result, Timestamp};
+use base::{Error, Id, IdKind, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,6 +22,9 @@ pub struct Node {
     pub disabled_reason: Option<String>,
     #[serde(default)]
     pub forced_down: bool,
+    /// It was not heard for `HEARD_MAX`: no new servers come here until it is (`silent_nodes_closed`).
+    #[serde(default)]
+    pub silent: bool,
     pub created: Timestamp,
     pub updated: Timestamp,
 }
@@ -44,8 +47,26 @@ impl Record for Node {
 /// The zone of nodes that were not given another.
 pub const ZONE: &str = "nova";
 
+impl Node {
+    /// New servers may come here.
+    pub fn is_open(&self) -> bool {
+        self.enabled && !self.forced_down && !self.silent
+    }
+}
+
 /// Makes or updates the record of a node that says hello.
+///
+/// Errors: `Conflict` when another node has its underlay address: packets for one would come to the other.
 pub(crate) fn join(tx: &mut Tx, hello: &Hello) -> Result<()> {
+    let same = |n: &&Arc<Node>| n.hello.address == hello.address && n.hello.name != hello.name;
+    if !hello.address.is_loopback()
+        && let Some(other) = tx.all::<Node>().find(same)
+    {
+        let (address, other) = (hello.address, &other.hello.name);
+        return Err(Error::conflict(format!(
+            "The node {other} has the address {address} already; see --address."
+        )));
+    }
     if let Some(old) = tx.one(&BY_NAME, hello.name.as_str()).cloned() {
         let now = tx.now();
         let hello = hello.clone();
@@ -66,9 +87,20 @@ pub(crate) fn join(tx: &mut Tx, hello: &Hello) -> Result<()> {
         enabled: true,
         disabled_reason: None,
         forced_down: false,
+        silent: false,
         created: tx.now(),
         updated: tx.now(),
     })?;
+    Ok(())
+}
+
+/// Forgets a node, and with it the key that lets it speak here. What was on it is the caller's.
+///
+/// Errors: `NotFound`.
+pub fn remove(tx: &mut Tx, id: &NodeId) -> Result<()> {
+    let missing = || Error::not_found(format!("Node {id} could not be found."));
+    let node = tx.delete::<Node>(id).ok_or_else(missing)?;
+    tx.delete::<crate::join::Member>(&node.hello.name);
     Ok(())
 }
 

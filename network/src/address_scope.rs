@@ -3,7 +3,7 @@
 //! Deliberately absent: keeping scopes apart in routers. Ours route between all networks that they are plugged into, and
 //! translate what leaves by the gateway whatever scope it is of.
 
-use crate::attr::{Flag, Meta, Whole, missing, read_only};
+use crate::attr::{self, Flag, Meta, Whole, missing, read_only};
 use crate::rbac::{self, Action, Kind, Shared};
 use crate::resource::{Resource, Wanted};
 use crate::subnet_pool;
@@ -69,9 +69,9 @@ impl Resource for AddressScope {
     }
 
     fn guard(call: &Call, body: &Body, verb: &str) -> Result<()> {
-        match body.shared {
-            Some(Flag(true)) => call.require(&format!("{verb}_address_scope:shared"), &Target::new()),
-            Some(Flag(false)) | None => Ok(()),
+        match attr::privileged(body.shared, verb) {
+            true => call.require(&format!("{verb}_address_scope:shared"), &Target::new()),
+            false => Ok(()),
         }
     }
 

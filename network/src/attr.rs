@@ -118,6 +118,12 @@ impl<'de> Deserialize<'de> for Flag {
     }
 }
 
+/// Whether a flag that only administrators change is written. A new thing may say what it is anyway, a change may not:
+/// who may not set it may not reset it. Source: OSSA-2014-031.
+pub fn privileged(flag: Option<Flag>, verb: &str) -> bool {
+    flag.is_some_and(|f| f.0 || verb == "update")
+}
+
 /// A whole number, also as text.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Whole(pub i64);

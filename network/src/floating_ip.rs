@@ -1,14 +1,14 @@
 //! Floating IPs: an address of an external network that leads to a port's fixed address.
 
-use crate::FLOATING_IP;
 use crate::attr::{Meta, input, missing, nullable};
 use crate::network::Network;
 use crate::port::{self, NewPort, Port, WantedIp};
 use crate::port_forwarding;
 use crate::resource::{self, Resource, Wanted};
 use crate::router::{self, Router};
-use crate::subnet::Subnet;
-use api::{Call, Target};
+use crate::subnet::{self, Subnet};
+use crate::{App, FLOATING_IP};
+use api::{Call, Reply, Target};
 use base::{Context, Error, Id, IdKind, ProjectId, Result};
 use identity::limit;
 use serde::{Deserialize, Serialize};
@@ -317,6 +317,24 @@ pub fn delete_idle(tx: &mut Tx, network: Id<Network>) {
         tx.delete::<FloatingIp>(&id);
         tx.delete::<Port>(&holder);
     }
+}
+
+/// GET /floatingip_pools: the subnets of external networks.
+pub async fn pools(app: App, call: Call) -> Result<Reply> {
+    let state = app.cell.read();
+    let external = state.all::<Network>().filter(|n| n.is_external(&state) && n.visible(&state, &call.cx));
+    let subnets = external.flat_map(|n| state.by(&subnet::BY_NETWORK, n.id).map(move |s| (n, s)));
+    let view = |(network, subnet): (&Arc<Network>, &Arc<Subnet>)| {
+        let mut view = network.meta.owned("");
+        view.remove("id");
+        view.insert("cidr".into(), json!(subnet.cidr));
+        view.insert("subnet_id".into(), json!(subnet.id));
+        view.insert("subnet_name".into(), json!(subnet.meta.name));
+        view.insert("network_id".into(), json!(network.id));
+        view
+    };
+    let v4 = subnets.filter(|(_, s)| s.cidr.addr().is_ipv4());
+    resource::answer(&call, "floatingip_pools", v4.map(view).collect())
 }
 
 /// The floating IPs that go through a router.

@@ -9,8 +9,10 @@ pub mod address_group;
 pub mod address_scope;
 pub mod agent;
 pub mod attr;
+mod default_rule;
 mod extension;
 pub mod floating_ip;
+mod ip_availability;
 pub mod ipam;
 pub mod metering;
 pub mod network;
@@ -27,6 +29,7 @@ pub mod spread;
 pub mod subnet;
 pub mod subnet_pool;
 mod tag;
+pub mod topology;
 mod zone;
 
 use address_group::AddressGroup;
@@ -96,6 +99,8 @@ pub fn records(schema: Schema) -> Schema {
         .record::<PortForwarding>()
         .record::<MeteringLabel>()
         .record::<MeteringLabelRule>()
+        .record::<default_rule::DefaultRules>()
+        .record::<topology::Topology>()
 }
 
 /// The service under `/network`.
@@ -138,6 +143,31 @@ fn routes() -> Vec<Route<App>> {
             "remove_router_interface",
             router::remove_interface,
         ),
+        put("/v2.0/routers/{id}/add_extraroutes", "add_extraroutes", router::add_routes),
+        put("/v2.0/routers/{id}/remove_extraroutes", "remove_extraroutes", router::remove_routes),
+        put("/v2.0/subnetpools/{id}/add_prefixes", "add_prefixes", subnet_pool::add_prefixes),
+        put("/v2.0/subnetpools/{id}/remove_prefixes", "remove_prefixes", subnet_pool::remove_prefixes),
+        get("/v2.0/network-ip-availabilities", "get_network_ip_availability", ip_availability::list),
+        get("/v2.0/network-ip-availabilities/{id}", "get_network_ip_availability", ip_availability::show),
+        get("/v2.0/auto-allocated-topology/{project_id}", "get_auto_allocated_topology", topology::show),
+        delete(
+            "/v2.0/auto-allocated-topology/{project_id}",
+            "delete_auto_allocated_topology",
+            topology::delete,
+        ),
+        get("/v2.0/floatingip_pools", "get_floatingip_pool", floating_ip::pools),
+        get("/v2.0/default-security-group-rules", "get_default_security_group_rule", default_rule::list),
+        post(
+            "/v2.0/default-security-group-rules",
+            "create_default_security_group_rule",
+            default_rule::create,
+        ),
+        get("/v2.0/default-security-group-rules/{id}", "get_default_security_group_rule", default_rule::show),
+        delete(
+            "/v2.0/default-security-group-rules/{id}",
+            "delete_default_security_group_rule",
+            default_rule::delete,
+        ),
         get("/v2.0/security-groups", "get_security_group", list_groups),
         put("/v2.0/address-groups/{id}/add_addresses", "add_addresses", address_group::add_addresses),
         put(
@@ -172,6 +202,7 @@ fn routes() -> Vec<Route<App>> {
     tags::<Router>(&mut routes, rules::ROUTER_ROUTES);
     tags::<FloatingIp>(&mut routes, rules::FLOATING_IP_ROUTES);
     tags::<SecurityGroup>(&mut routes, rules::SECURITY_GROUP_ROUTES);
+    tags::<AddressGroup>(&mut routes, rules::ADDRESS_GROUP_ROUTES);
     routes
 }
 
@@ -185,6 +216,7 @@ fn crud<R: Resource>(routes: &mut Vec<Route<App>>, at: rules::Routes) {
 
 fn tags<R: tag::Tagged>(routes: &mut Vec<Route<App>>, at: rules::Routes) {
     routes.push(get(at.tags, at.get, tag::list::<R>));
+    routes.push(post(at.tags, at.update, tag::create::<R>));
     routes.push(put(at.tags, at.update, tag::replace::<R>));
     routes.push(delete(at.tags, at.update, tag::clear::<R>));
     routes.push(get(at.tag, at.get, tag::show::<R>));

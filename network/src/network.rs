@@ -1,7 +1,7 @@
 //! Networks: one L2 segment each, a VXLAN by its number (`vni`).
 
 use crate::address_scope::AddressScope;
-use crate::attr::{Flag, Meta, Text, Whole, input, nullable};
+use crate::attr::{self, Flag, Meta, Text, Whole, input, nullable};
 use crate::port::{self, Port};
 use crate::rbac::{self, Action, Kind, Shared};
 use crate::resource::{Resource, Wanted};
@@ -11,6 +11,7 @@ use crate::subnet_pool::SubnetPool;
 use crate::{NETWORK, floating_ip, zone};
 use api::{Call, Target};
 use base::{Context, Error, Id, IdKind, ProjectId, Result};
+use fleet::Node;
 use identity::limit;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -19,6 +20,10 @@ use store::{Index, IndexPart, Record, State, Tx};
 
 /// What a guest's frame may carry when the underlay has 1,500 bytes: less VXLAN over IPv4.
 pub const MTU: u32 = 1450;
+/// Without VXLAN.
+const MTU_FLAT: u32 = 1500;
+/// The least that IPv4 asks of a link.
+const MTU_MIN: u32 = 68;
 /// VXLAN has 24 bits.
 const VNI_MAX: u32 = (1 << 24) - 1;
 
@@ -45,10 +50,14 @@ impl IdKind for Network {}
 
 const BY_VNI: Index<Network> = Index::unique("vni", |n, keys| keys.push(n.vni.key()));
 
+/// A physical network is one segment, so one network.
+const BY_PHYSICAL: Index<Network> =
+    Index::unique("physical", |n, keys| keys.extend(n.physical.as_ref().map(|p| p.key())));
+
 impl Record for Network {
     const KIND: &'static str = "network";
     type Key = Id<Network>;
-    const INDEXES: &'static [Index<Network>] = &[BY_VNI];
+    const INDEXES: &'static [Index<Network>] = &[BY_VNI, BY_PHYSICAL];
 
     fn key(&self) -> Id<Network> {
         self.id
@@ -143,9 +152,9 @@ impl Resource for Network {
 
     fn guard(call: &Call, body: &Body, verb: &str) -> Result<()> {
         let finer = [
-            ("shared", body.shared.is_some_and(|f| f.0)),
-            ("router:external", body.external.is_some_and(|f| f.0)),
-            ("is_default", body.is_default.is_some_and(|f| f.0)),
+            ("shared", attr::privileged(body.shared, verb)),
+            ("router:external", attr::privileged(body.external, verb)),
+            ("is_default", attr::privileged(body.is_default, verb)),
             ("provider:network_type", body.network_type.is_some()),
             ("provider:physical_network", body.physical.is_some()),
             ("provider:segmentation_id", body.segment.is_some()),
@@ -167,17 +176,24 @@ impl Resource for Network {
             default: false,
             mtu: MTU,
             vni: vni(tx, body)?,
-            physical: physical(body)?,
+            physical: physical(tx, body)?,
             port_security: true,
             zone_hints: Vec::new(),
             dns_domain: String::new(),
         };
+        network.mtu = if network.physical.is_some() { MTU_FLAT } else { MTU };
         apply(&mut network, body)?;
         zone::check(tx, body.availability_zone_hints.as_deref().unwrap_or_default())?;
         network.zone_hints = body.availability_zone_hints.clone().unwrap_or_default();
-        let network = tx.put(network).map_err(|_| {
-            Error::conflict("Unable to create the network. The segmentation id is in use.")
-                .named("TunnelIdInUse")
+        let network = tx.put(network).map_err(|broken| match broken.index {
+            "physical" => {
+                let text = "Unable to create the flat network. The physical network is in use.";
+                Error::conflict(text).named("FlatNetworkInUse")
+            }
+            _ => {
+                let text = "Unable to create the network. The segmentation id is in use.";
+                Error::conflict(text).named("TunnelIdInUse")
+            }
         })?;
         share(tx, &network, body)?;
         Ok(network)
@@ -250,10 +266,15 @@ fn apply(network: &mut Network, body: &Wanted<Network>) -> Result<()> {
     set(&body.is_default, &mut network.default);
     set(&body.port_security_enabled, &mut network.port_security);
     if let Some(Whole(mtu)) = body.mtu {
-        network.mtu = match mtu {
-            0 => MTU,
-            68..=1450 => mtu as u32,
-            _ => return Err(input(format!("Requested MTU is too big or too small, it is from 68 to {MTU}"))),
+        let max = if network.physical.is_some() { MTU_FLAT } else { MTU };
+        network.mtu = match u32::try_from(mtu) {
+            Ok(0) => max,
+            Ok(fits) if (MTU_MIN..=max).contains(&fits) => fits,
+            _ => {
+                return Err(input(format!(
+                    "Requested MTU is too big or too small, it is from {MTU_MIN} to {max}"
+                )));
+            }
         };
     }
     if let Some(domain) = &body.dns_domain {
@@ -262,7 +283,7 @@ fn apply(network: &mut Network, body: &Wanted<Network>) -> Result<()> {
     Ok(())
 }
 
-fn physical(body: &Body) -> Result<Option<String>> {
+fn physical(state: &State, body: &Body) -> Result<Option<String>> {
     let kind = body.network_type.clone().flatten();
     match kind.as_deref() {
         None | Some("vxlan") if body.physical.clone().flatten().is_none() => Ok(None),
@@ -270,7 +291,8 @@ fn physical(body: &Body) -> Result<Option<String>> {
             Err(input("provider:physical_network is of flat networks, not of vxlan ones"))
         }
         Some("flat") => match body.physical.clone().flatten() {
-            Some(name) => Ok(Some(name)),
+            Some(name) if state.all::<Node>().any(|n| n.hello.physical.contains(&name)) => Ok(Some(name)),
+            Some(name) => Err(input(format!("Unknown provider:physical_network {}", name.escape_default()))),
             None => Err(input("physical_network required for flat provider network")),
         },
         Some("vlan") => Err(input("provider:network_type 'vlan' is not offered; use vxlan or flat")),

@@ -75,6 +75,8 @@ pub async fn details(app: App, call: Call) -> Result<Reply> {
 pub async fn update(app: App, call: Call) -> Result<Reply> {
     let project = project(&call)?;
     let wanted: Map<String, Value> = call.json_in("quota")?;
+    let force = wanted.get("force").is_some_and(|f| f == true || f == "True" || f == "true");
+    let state = app.cell.read();
     let mut set = Vec::new();
     for (name, value) in &wanted {
         if ["tenant_id", "project_id", "force", "check_limit"].contains(&name.as_str()) {
@@ -88,12 +90,15 @@ pub async fn update(app: App, call: Call) -> Result<Reply> {
             .as_i64()
             .or_else(|| value.as_str()?.parse().ok())
             .filter(|n| *n >= -1 && *n <= i32::MAX as i64);
-        set.push((
-            *resource,
-            limit.ok_or_else(|| {
-                Error::invalid(format!("Invalid input for {name}. It is a number from -1 on."))
-            })?,
-        ));
+        let limit = limit
+            .ok_or_else(|| Error::invalid(format!("Invalid input for {name}. It is a number from -1 on.")))?;
+        let used = limit::used(&state, project, resource);
+        if !force && limit >= 0 && limit < used {
+            return Err(Error::invalid(format!(
+                "Quota limit {limit} for {name} must be greater than or equal to already used {used}"
+            )));
+        }
+        set.push((*resource, limit));
     }
     let quota = call
         .write(&app.cell, move |tx| {

@@ -14,6 +14,7 @@ use identity::limit;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use store::{Index, IndexPart, Record, State, Tx};
 
@@ -362,6 +363,42 @@ pub async fn remove_interface(app: App, call: Call) -> Result<Reply> {
     Ok(Reply::ok(&view))
 }
 
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Routes {
+    routes: Vec<HostRoute>,
+}
+
+async fn change_routes(app: App, call: Call, change: fn(&mut Vec<HostRoute>, &HostRoute)) -> Result<Reply> {
+    let body: Routes = call.json_in(Router::ONE)?;
+    let (id, cx) = (resource::id_of::<Router>(&call)?, call.cx.clone());
+    let view = call
+        .write(&app.cell, move |tx| {
+            let mut router = Router::clone(&*resource::own::<Router>(tx, &cx, id)?);
+            body.routes.iter().for_each(|route| change(&mut router.routes, route));
+            check_routes(tx, &router)?;
+            router.meta.touch(tx);
+            Ok(tx.put(router)?.view(tx, &cx))
+        })
+        .await?;
+    Ok(Reply::ok(&json!({"router": view})))
+}
+
+/// PUT /routers/{id}/add_extraroutes: those that are there stay.
+pub async fn add_routes(app: App, call: Call) -> Result<Reply> {
+    let add = |routes: &mut Vec<HostRoute>, new: &HostRoute| {
+        if !routes.contains(new) {
+            routes.push(new.clone());
+        }
+    };
+    change_routes(app, call, add).await
+}
+
+/// PUT /routers/{id}/remove_extraroutes: those that are not there are gone.
+pub async fn remove_routes(app: App, call: Call) -> Result<Reply> {
+    change_routes(app, call, |routes, old| routes.retain(|r| r != old)).await
+}
+
 fn interface_call(call: &Call) -> Result<(Id<Router>, InterfaceBody, Context)> {
     let id = call.param("id").parse().map_err(|_| resource::not_found::<Router>(call.param("id")))?;
     Ok((id, call.json()?, call.cx.clone()))
@@ -399,7 +436,8 @@ fn check_overlap(tx: &Tx, router: &Router, new: &[Id<Subnet>]) -> Result<()> {
     Ok(())
 }
 
-fn plug_subnet(tx: &mut Tx, cx: &Context, router: &Router, id: Id<Subnet>) -> Result<Arc<Port>> {
+/// Gives a router an interface on a subnet, with the subnet's gateway address.
+pub fn plug_subnet(tx: &mut Tx, cx: &Context, router: &Router, id: Id<Subnet>) -> Result<Arc<Port>> {
     let subnet = resource::get::<Subnet>(tx, cx, id)?;
     let gateway =
         subnet.gateway.ok_or_else(|| bad_router("Subnet for router interface must have a gateway IP"))?;
@@ -464,7 +502,8 @@ fn find_interface(tx: &Tx, router: &Router, body: &InterfaceBody) -> Result<Arc<
     }
 }
 
-fn unplug(tx: &mut Tx, router: &Router, port: &Port, only: Option<Id<Subnet>>) -> Result<()> {
+/// Takes from a router the addresses that an interface has of a subnet, or the interface.
+pub fn unplug(tx: &mut Tx, router: &Router, port: &Port, only: Option<Id<Subnet>>) -> Result<()> {
     let leaving: Vec<_> =
         port.fixed.iter().map(|f| f.subnet).filter(|s| only.is_none_or(|o| o == *s)).collect();
     let needed = floating_ip::of_router(tx, router.id)
@@ -477,6 +516,15 @@ fn unplug(tx: &mut Tx, router: &Router, port: &Port, only: Option<Id<Subnet>>) -
             leaving[0], router.id
         ))
         .named("RouterInterfaceInUseByFloatingIP"));
+    }
+    let left =
+        |hop: &IpAddr| leaving.iter().any(|s| tx.get::<Subnet>(s).is_some_and(|s| s.cidr.contains(hop)));
+    if router.routes.iter().any(|r| left(&r.nexthop)) {
+        return Err(Error::conflict(format!(
+            "Router interface for subnet {} on router {} cannot be deleted, as it is required by one or more routes.",
+            leaving[0], router.id
+        ))
+        .named("RouterInterfaceInUseByRoute"));
     }
     match port.fixed.len() > leaving.len() {
         true => port::change(tx, port.id, |p| p.fixed.retain(|f| !leaving.contains(&f.subnet))).map(drop),
@@ -493,6 +541,6 @@ pub fn between(state: &State, subnet: Id<Subnet>, external: Id<Network>) -> Opti
 }
 
 /// The subnets of an external network, for the next hops of a gateway.
-pub fn next_hops(state: &State, network: Id<Network>) -> Vec<std::net::IpAddr> {
+pub fn next_hops(state: &State, network: Id<Network>) -> Vec<IpAddr> {
     state.by(&subnet::BY_NETWORK, network).filter_map(|s| s.gateway).collect()
 }

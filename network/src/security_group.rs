@@ -2,6 +2,7 @@
 
 use crate::address_group::AddressGroup;
 use crate::attr::{Flag, Meta, missing, nullable};
+use crate::default_rule;
 use crate::port::{self, Port};
 use crate::rbac::{self, Kind, Shared};
 use crate::resource::{self, Resource, Wanted};
@@ -100,61 +101,35 @@ impl Record for SecurityGroupRule {
     }
 }
 
+/// The name of the group that a project has from first sight.
+pub const DEFAULT: &str = "default";
+
 /// The project's default group; made now if it is not there.
 pub fn default(tx: &mut Tx, project: ProjectId) -> Result<Id<SecurityGroup>> {
     if let Some(group) = find_default(tx, project) {
         return Ok(group);
     }
     let mut meta = Meta::new(tx, project);
-    meta.name = "default".into();
+    meta.name = DEFAULT.into();
     meta.description = "Default security group".into();
-    let group = make(tx, meta, true)?;
-    for v6 in [false, true] {
-        put_rule(tx, group.id, project, Direction::Ingress, v6, Remote::Group(group.id))?;
-    }
-    Ok(group.id)
+    Ok(make(tx, meta, true)?.id)
 }
 
 pub fn find_default(state: &State, project: ProjectId) -> Option<Id<SecurityGroup>> {
-    state.one(&BY_NAME, (project, "default")).map(|g| g.id)
+    state.one(&BY_NAME, (project, DEFAULT)).map(|g| g.id)
 }
 
 fn exists() -> Error {
     Error::conflict("Default security group already exists.").named("SecurityGroupDefaultAlreadyExists")
 }
 
-/// A group that may send anything.
+/// A group with the rules that new ones start with.
 fn make(tx: &mut Tx, meta: Meta, stateful: bool) -> Result<Arc<SecurityGroup>> {
-    let project = meta.project;
+    let is_default = meta.name == DEFAULT;
     let group = SecurityGroup { id: tx.new_id(), meta, stateful };
     let group = tx.put(group)?;
-    for v6 in [false, true] {
-        put_rule(tx, group.id, project, Direction::Egress, v6, Remote::Any)?;
-    }
+    default_rule::fill(tx, &group, is_default)?;
     Ok(group)
-}
-
-fn put_rule(
-    tx: &mut Tx,
-    group: Id<SecurityGroup>,
-    project: ProjectId,
-    direction: Direction,
-    v6: bool,
-    remote: Remote,
-) -> Result<()> {
-    let (id, meta) = (tx.new_id(), Meta::new(tx, project));
-    tx.put(SecurityGroupRule {
-        id,
-        meta,
-        group,
-        direction,
-        v6,
-        protocol: None,
-        min: None,
-        max: None,
-        remote,
-    })?;
-    Ok(())
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -197,7 +172,7 @@ impl Resource for SecurityGroup {
         limit::claim(tx, project, &SECURITY_GROUP, 1)?;
         default(tx, project)?;
         let name = body.meta.name.clone().unwrap_or_default().0;
-        if name == "default" {
+        if name == DEFAULT {
             return Err(exists());
         }
         let mut meta = Meta::new(tx, project);
@@ -212,11 +187,11 @@ impl Resource for SecurityGroup {
         body: &Wanted<SecurityGroup>,
     ) -> Result<Arc<SecurityGroup>> {
         let renamed = body.meta.name.as_ref().is_some_and(|n| n.0 != old.meta.name);
-        if old.meta.name == "default" && renamed {
+        if old.meta.name == DEFAULT && renamed {
             return Err(Error::conflict("Updating default security group not allowed.")
                 .named("SecurityGroupCannotUpdateDefault"));
         }
-        if renamed && body.meta.name.as_ref().is_some_and(|n| n.0 == "default") {
+        if renamed && body.meta.name.as_ref().is_some_and(|n| n.0 == DEFAULT) {
             return Err(exists());
         }
         let mut group = old.clone();
@@ -232,7 +207,7 @@ impl Resource for SecurityGroup {
                 Error::conflict(format!("Security Group {} in use.", old.id)).named("SecurityGroupInUse")
             );
         }
-        if old.meta.name == "default" && !cx.everywhere {
+        if old.meta.name == DEFAULT && !cx.everywhere {
             return Err(Error::conflict(format!(
                 "Insufficient rights for removing default security group {}.",
                 old.id
@@ -294,7 +269,7 @@ impl Resource for SecurityGroupRule {
         &self.meta
     }
 
-    fn view(&self, _: &State, _: &Context) -> Map<String, Value> {
+    fn view(&self, state: &State, _: &Context) -> Map<String, Value> {
         let mut view = self.meta.view(&self.id.to_string());
         view.remove("name");
         view.remove("tags");
@@ -309,7 +284,7 @@ impl Resource for SecurityGroupRule {
             "ethertype": if self.v6 { "IPv6" } else { "IPv4" }, "protocol": self.protocol,
             "port_range_min": self.min, "port_range_max": self.max, "remote_ip_prefix": cidr,
             "remote_group_id": group, "remote_address_group_id": addresses, "normalized_cidr": cidr.map(|c| c.trunc()),
-            "belongs_to_default_sg": false,
+            "belongs_to_default_sg": state.get::<SecurityGroup>(&self.group).is_some_and(|g| g.meta.name == DEFAULT),
         });
         view.extend(shown.as_object().cloned().unwrap_or_default());
         view
@@ -324,7 +299,7 @@ impl Resource for SecurityGroupRule {
         let group = body.security_group_id.ok_or_else(|| missing("security_group_id"))?;
         let group = resource::own::<SecurityGroup>(tx, cx, group)?;
         limit::claim(tx, project, &SECURITY_GROUP_RULE, 1)?;
-        let rule = parse_rule(tx, cx, &group, project, body)?;
+        let rule = parse_rule(tx, cx, group.id, project, body)?;
         if let Some(same) = tx.by(&BY_GROUP, group.id).find(|r| same_rule(r, &rule)) {
             return Err(Error::conflict(format!(
                 "Security group rule already exists. Rule id is {}.",
@@ -361,16 +336,18 @@ fn normal(remote: &Remote) -> Remote {
     }
 }
 
-fn same_rule(a: &SecurityGroupRule, b: &SecurityGroupRule) -> bool {
+/// Whether two rules allow the same.
+pub fn same_rule(a: &SecurityGroupRule, b: &SecurityGroupRule) -> bool {
     let number = |r: &SecurityGroupRule| r.protocol.as_deref().and_then(|p| protocol_number(p, r.v6));
     (a.direction, a.v6, number(a), a.min, a.max) == (b.direction, b.v6, number(b), b.min, b.max)
         && normal(&a.remote) == normal(&b.remote)
 }
 
-fn parse_rule(
+/// The rule that a body describes, of `group`.
+pub fn parse_rule(
     tx: &mut Tx,
     cx: &Context,
-    group: &SecurityGroup,
+    group: Id<SecurityGroup>,
     project: ProjectId,
     body: &Wanted<SecurityGroupRule>,
 ) -> Result<SecurityGroupRule> {
@@ -393,7 +370,7 @@ fn parse_rule(
     Ok(SecurityGroupRule {
         id: tx.new_id(),
         meta,
-        group: group.id,
+        group,
         direction: body.direction.ok_or_else(|| missing("direction"))?,
         v6,
         protocol,

@@ -103,9 +103,15 @@ pub struct Body {
     #[serde(default, deserialize_with = "nullable")]
     ipv6_address_mode: Option<Option<Ipv6Mode>>,
     service_types: Option<Vec<String>>,
+    use_default_subnetpool: Option<Flag>,
 }
 
 impl Subnet {
+    /// Whether a port of this owner gets addresses of it. A subnet that says nothing serves all.
+    pub fn serves(&self, owner: &port::Owner) -> bool {
+        self.service_types.is_empty() || self.service_types.contains(&owner.0)
+    }
+
     /// Guests make their own address from the prefix.
     pub fn is_slaac(&self) -> bool {
         matches!(self.address_mode, Some(Ipv6Mode::Slaac | Ipv6Mode::Dhcpv6Stateless))
@@ -269,6 +275,13 @@ fn apply(subnet: &mut Subnet, body: &Wanted<Subnet>) -> Result<()> {
         subnet.routes = routes.clone().unwrap_or_default();
     }
     if let Some(types) = &body.service_types {
+        if let Some(bad) = types.iter().find(|t| !t.starts_with("network:") && !t.starts_with("compute:")) {
+            let text = format!(
+                "Subnet service type '{}' does not correspond to a valid device owner.",
+                bad.escape_default()
+            );
+            return Err(Error::invalid(text).named("InvalidSubnetServiceType"));
+        }
         subnet.service_types = types.clone();
     }
     if subnet.dns.len() > DNS_MAX {
@@ -338,6 +351,15 @@ fn cidr(tx: &Tx, cx: &Context, project: ProjectId, body: &Body) -> Result<(IpNet
         return Err(Error::invalid(format!("Invalid input for ip_version. Reason: '{v}' is not in [4, 6].")));
     }
     let pool = match body.subnetpool_id.clone().flatten() {
+        Some(_) if body.use_default_subnetpool == Some(Flag(true)) => {
+            return Err(Error::invalid("subnetpool_id and use_default_subnetpool cannot both be specified")
+                .named("BadRequest"));
+        }
+        None if body.use_default_subnetpool == Some(Flag(true)) => {
+            let v4 = version.ok_or_else(|| missing("ip_version"))? == 4;
+            let none = || Error::not_found("No default subnetpool was found.").named("NotFound");
+            Some(subnet_pool::default(tx, v4).cloned().ok_or_else(none)?)
+        }
         None => None,
         Some(id) => Some(subnet_pool::find(tx, cx, &id)?),
     };

@@ -1,12 +1,12 @@
 //! Subnet pools: prefixes that subnets are carved from.
 
 use crate::address_scope::AddressScope;
-use crate::attr::{Flag, Meta, Whole, input, missing, nullable};
+use crate::attr::{self, Flag, Meta, Whole, input, missing, nullable};
 use crate::rbac::{self, Action, Kind, Shared};
 use crate::resource::{self, Resource, Wanted};
 use crate::subnet::{self, BY_POOL};
-use crate::{SUBNET_POOL, ipam};
-use api::{Call, Target};
+use crate::{App, SUBNET_POOL, ipam};
+use api::{Call, Reply, Target};
 use base::{Context, Error, Id, IdKind, ProjectId, Result};
 use identity::limit;
 use ipnet::IpNet;
@@ -71,7 +71,7 @@ pub struct Body {
 }
 
 impl SubnetPool {
-    fn is_v4(&self) -> bool {
+    pub fn is_v4(&self) -> bool {
         self.prefixes.first().is_none_or(|p| p.addr().is_ipv4())
     }
 }
@@ -116,7 +116,7 @@ impl Resource for SubnetPool {
 
     fn guard(call: &Call, body: &Body, verb: &str) -> Result<()> {
         for (attribute, used) in [("shared", body.shared), ("is_default", body.is_default)] {
-            if used.is_some_and(|f| f.0) {
+            if attr::privileged(used, verb) {
                 call.require(&format!("{verb}_subnetpool:{attribute}"), &Target::new())?;
             }
         }
@@ -169,6 +169,7 @@ impl Resource for SubnetPool {
                     "Illegal subnetpool update: existing prefixes must be a subset of the new prefixes.";
                 return Err(Error::invalid(message).named("IllegalSubnetPoolPrefixUpdate"));
             }
+            check_family(old, &new)?;
             pool.prefixes = new;
         }
         if let Some(Whole(n)) = body.min_prefixlen {
@@ -209,8 +210,7 @@ fn apply(tx: &Tx, pool: &mut SubnetPool, body: &Wanted<SubnetPool>) -> Result<()
         pool.quota = quota.map(|q| q.0);
     }
     pool.default = body.is_default.map_or(pool.default, |f| f.0);
-    let other = |p: &&Arc<SubnetPool>| p.default && p.id != pool.id && p.is_v4() == v4;
-    if pool.default && tx.all::<SubnetPool>().any(|p| other(&p)) {
+    if pool.default && default(tx, v4).is_some_and(|p| p.id != pool.id) {
         let text = format!(
             "A default subnetpool for IP family {} has already been set. Only one default may exist per IP family.",
             if v4 { 4 } else { 6 }
@@ -285,7 +285,12 @@ fn prefixes(texts: &[String]) -> Result<Vec<IpNet>> {
     }
 }
 
-/// The pool that a subnet names by id, or the default one by the word `prefix_delegation`'s place.
+/// The default pool of an IP version, if an administrator named one.
+pub fn default(state: &State, v4: bool) -> Option<&Arc<SubnetPool>> {
+    state.all::<SubnetPool>().find(|p| p.default && p.is_v4() == v4)
+}
+
+/// The pool that a subnet names by id.
 pub fn find(state: &State, cx: &Context, id: &str) -> Result<Arc<SubnetPool>> {
     let id = id.parse().map_err(|_| resource::not_found::<SubnetPool>(id))?;
     resource::get(state, cx, id)
@@ -349,5 +354,113 @@ fn check_quota(tx: &Tx, project: ProjectId, pool: &SubnetPool, cidr: &IpNet) -> 
             Err(Error::conflict("Per-tenant subnet pool prefix quota exceeded.")
                 .named("SubnetPoolQuotaExceeded"))
         }
+    }
+}
+
+fn check_family(pool: &SubnetPool, new: &[IpNet]) -> Result<()> {
+    match new.iter().all(|p| p.addr().is_ipv4() == pool.is_v4()) {
+        true => Ok(()),
+        false => Err(input("the prefixes of a pool are of one IP version").named("PrefixVersionMismatch")),
+    }
+}
+
+/// What is left of `prefixes` without `gone`.
+fn without(prefixes: &[IpNet], gone: &IpNet) -> Vec<IpNet> {
+    let mut left = Vec::new();
+    for prefix in prefixes {
+        if gone.contains(prefix) {
+            continue;
+        }
+        if !prefix.contains(gone) {
+            left.push(*prefix);
+            continue;
+        }
+        // Halves, down to the one that is taken out.
+        let mut rest = *prefix;
+        while rest != *gone {
+            let halves: Vec<IpNet> = match rest.subnets(rest.prefix_len() + 1) {
+                Ok(halves) => halves.collect(),
+                Err(_) => break,
+            };
+            left.extend(halves.iter().filter(|h| !h.contains(gone)));
+            rest = halves.into_iter().find(|h| h.contains(gone)).unwrap_or(*gone);
+        }
+    }
+    IpNet::aggregate(&left)
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Prefixes {
+    prefixes: Vec<String>,
+}
+
+async fn change_prefixes(
+    app: App,
+    call: Call,
+    change: fn(&Tx, &SubnetPool, &[IpNet]) -> Result<Vec<IpNet>>,
+) -> Result<Reply> {
+    let body: Prefixes = call.json()?;
+    let (id, cx, wanted) =
+        (resource::id_of::<SubnetPool>(&call)?, call.cx.clone(), prefixes(&body.prefixes)?);
+    let view = call
+        .write(&app.cell, move |tx| {
+            let mut pool = SubnetPool::clone(&*resource::own::<SubnetPool>(tx, &cx, id)?);
+            check_family(&pool, &wanted)?;
+            pool.prefixes = change(tx, &pool, &wanted)?;
+            pool.meta.touch(tx);
+            join_scope(tx, &cx, &mut pool, None)?;
+            let pool = tx.put(pool)?;
+            Ok(json!({"prefixes": pool.prefixes}))
+        })
+        .await?;
+    Ok(Reply::ok(&view))
+}
+
+/// PUT /subnetpools/{id}/add_prefixes
+pub async fn add_prefixes(app: App, call: Call) -> Result<Reply> {
+    let add = |_: &Tx, pool: &SubnetPool, new: &[IpNet]| {
+        Ok(IpNet::aggregate(&[pool.prefixes.as_slice(), new].concat()))
+    };
+    change_prefixes(app, call, add).await
+}
+
+/// PUT /subnetpools/{id}/remove_prefixes
+pub async fn remove_prefixes(app: App, call: Call) -> Result<Reply> {
+    let remove =
+        |tx: &Tx, pool: &SubnetPool, gone: &[IpNet]| {
+            let mut subnets = tx.by(&BY_POOL, pool.id);
+            if subnets.any(|s| gone.iter().any(|g| ipam::overlap(&s.cidr, g))) {
+                let text = "Illegal subnetpool update: one or more of the prefixes to remove is in use";
+                return Err(Error::invalid(text).named("IllegalSubnetPoolPrefixUpdate"));
+            }
+            let left = gone.iter().fold(pool.prefixes.clone(), |left, g| without(&left, g));
+            match left.is_empty() {
+                true => Err(Error::invalid("Subnet pool prefixes cannot be empty.")
+                    .named("EmptySubnetPoolPrefixList")),
+                false => Ok(left),
+            }
+        };
+    change_prefixes(app, call, remove).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(prefixes: &str, gone: &str, expect: &str) {
+        let prefixes: Vec<IpNet> = prefixes.split(' ').map(|p| p.parse().unwrap()).collect();
+        let left = without(&prefixes, &gone.parse().unwrap());
+        assert_eq!(left.iter().map(IpNet::to_string).collect::<Vec<_>>().join(" "), expect);
+    }
+
+    #[test]
+    fn a_prefix_is_taken_out_and_the_rest_stays() {
+        check("10.0.0.0/8", "10.0.0.0/8", "");
+        check("10.0.0.0/8 10.128.0.0/16", "10.0.0.0/8", "");
+        check("10.0.0.0/22", "10.0.1.0/24", "10.0.0.0/24 10.0.2.0/23");
+        check("10.0.0.0/24 10.2.0.0/24", "10.2.0.0/24", "10.0.0.0/24");
+        check("10.0.0.0/24", "10.9.0.0/24", "10.0.0.0/24");
+        check("2001:db8::/47", "2001:db8::/48", "2001:db8:1::/48");
     }
 }

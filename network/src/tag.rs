@@ -29,7 +29,8 @@ tagged!(
     crate::port::Port,
     crate::router::Router,
     crate::floating_ip::FloatingIp,
-    crate::security_group::SecurityGroup
+    crate::security_group::SecurityGroup,
+    crate::address_group::AddressGroup
 );
 
 fn id<R: Resource>(call: &Call) -> Result<Id<R>> {
@@ -88,6 +89,19 @@ pub async fn replace<R: Tagged>(app: App, call: Call) -> Result<Reply> {
     })
     .await?;
     Ok(Reply::ok(&json!({"tags": tags})))
+}
+
+/// POST: adds those that are not there.
+pub async fn create<R: Tagged>(app: App, call: Call) -> Result<Reply> {
+    let wanted: BTreeSet<String> = call.json_in("tags")?;
+    wanted.iter().try_for_each(|t| check(t))?;
+    let answer = Reply::created(&json!({"tags": wanted}));
+    change::<R>(&app, &call, move |tags| {
+        tags.extend(wanted.iter().cloned());
+        Ok(())
+    })
+    .await?;
+    Ok(answer)
 }
 
 pub async fn add<R: Tagged>(app: App, call: Call) -> Result<Reply> {

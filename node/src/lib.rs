@@ -23,7 +23,7 @@ mod simulated;
 mod vm;
 
 pub use down::{Ending, down};
-pub use link::{ImageBytes, Link};
+pub use link::{Answer, ImageBytes, Link};
 pub use responder::respond;
 pub use simulated::Simulated;
 pub use vm::process::{Process, boot_id};

@@ -14,7 +14,7 @@ use uuid::Uuid;
 /// The bytes of an image, from its first to its last.
 pub type ImageBytes = Pin<Box<dyn AsyncRead + Send>>;
 
-pub(crate) type Answer<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
+pub type Answer<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
 type Ask<A, T> = Arc<dyn Fn(A) -> Answer<T> + Send + Sync>;
 
 /// The four questions. Any error but those named is tried again, later and later, while the node works on.
@@ -55,19 +55,19 @@ impl Link {
         }
     }
 
-    pub(crate) fn hello(&self, hello: Hello) -> Answer<()> {
+    pub fn hello(&self, hello: Hello) -> Answer<()> {
         (self.hello)(hello)
     }
 
-    pub(crate) fn document(&self, after: Generation, wait: Duration) -> Answer<Patch> {
+    pub fn document(&self, after: Generation, wait: Duration) -> Answer<Patch> {
         (self.document)((after, wait))
     }
 
-    pub(crate) fn report(&self, report: Report) -> Answer<()> {
+    pub fn report(&self, report: Report) -> Answer<()> {
         (self.report)(report)
     }
 
-    pub(crate) fn image(&self, id: Uuid) -> Answer<ImageBytes> {
+    pub fn image(&self, id: Uuid) -> Answer<ImageBytes> {
         (self.image)(id)
     }
 }

@@ -9,8 +9,8 @@ use api::reply::ByteStream;
 use base::node::Hello;
 use base::pass::{self, Pass};
 use base::{Error, Id, Result};
-use fleet::Fleet;
 use fleet::plane::{self, Plane};
+use fleet::{Fleet, SilentNodesClosed};
 use identity::token::EndedRevocationsForgotten;
 use node::{ImageBytes, Link, MachineKind, Node, Settings, Simulated};
 use std::collections::BTreeMap;
@@ -120,6 +120,7 @@ impl Cloud {
         if let Some((door, (plane, _))) = door.zip(self.remote.clone()) {
             loops.spawn(plane.serve(door));
         }
+        keep(&mut loops, SilentNodesClosed { fleet: self.fleet.clone() });
         keep(&mut loops, LostRoutersMoved { cell: self.cell.clone(), fleet: self.fleet.clone() });
         let grace_s = self.identity.settings.allow_expired_s;
         keep(&mut loops, EndedRevocationsForgotten { cell: self.cell.clone(), grace_s });

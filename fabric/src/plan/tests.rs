@@ -1,6 +1,9 @@
 //! A small cloud as steps from nothing, and single changes of it, as golden text. `GOLDEN=write cargo test -p fabric`
 //! writes the files anew; review them as a diff.
 
+#[path = "advisories.rs"]
+mod advisories;
+
 use super::*;
 use crate::diff::diff;
 use base::node::*;

@@ -22,7 +22,9 @@ use store::{State, Tx};
 pub struct Body {
     network_id: Option<Id<Network>>,
     admin_state_up: Option<Flag>,
-    mac_address: Option<Mac>,
+    #[serde(default, deserialize_with = "nullable")]
+    mac_address: Option<Option<Mac>>,
+    propagate_uplink_status: Option<Flag>,
     fixed_ips: Option<Vec<WantedIp>>,
     device_id: Option<Text>,
     device_owner: Option<Text>,
@@ -114,6 +116,8 @@ impl Resource for Port {
             "security_groups": self.groups, "allowed_address_pairs": pairs,
             "port_security_enabled": self.port_security, "extra_dhcp_opts": options, "dns_name": self.dns_name,
             "dns_assignment": [], "qos_policy_id": null, "qos_network_policy_id": null, "binding:vnic_type": "normal",
+            "propagate_uplink_status": self.propagate_uplink,
+            "ip_allocation": if self.fixed.is_empty() { "none" } else { "immediate" },
         });
         view.extend(shown.as_object().cloned().unwrap_or_default());
         if cx.everywhere {
@@ -151,7 +155,7 @@ impl Resource for Port {
     fn create(tx: &mut Tx, cx: &Context, project: ProjectId, body: &Wanted<Port>) -> Result<Arc<Port>> {
         let network = super::network_for(tx, cx, body.network_id.ok_or_else(|| missing("network_id"))?)?;
         let foreign = !cx.sees(network.meta.project);
-        if foreign && (!rbac::shared(tx, network.id, cx) || body.mac_address.is_some()) {
+        if foreign && (!rbac::shared(tx, network.id, cx) || body.mac_address.flatten().is_some()) {
             return Err(Error::forbidden(format!("The network {} belongs to another project.", network.id))
                 .named("PolicyNotAuthorized"));
         }
@@ -160,7 +164,7 @@ impl Resource for Port {
             device: body.device_id.clone().unwrap_or_default().0,
             owner: body.device_owner.clone().unwrap_or_default().0,
             host: body.host.clone().flatten().unwrap_or_default(),
-            mac: body.mac_address,
+            mac: body.mac_address.flatten(),
             fixed: body.fixed_ips.clone(),
             groups: body.security_groups.clone().map(|g| groups(tx, cx, project, g)).transpose()?,
             port_security: body.port_security_enabled.map(|f| f.0),
@@ -179,11 +183,23 @@ impl Resource for Port {
         if let Some(wanted) = body.security_groups.clone() {
             port.groups = groups(tx, cx, old.meta.project, wanted)?;
         }
-        port.mac = body.mac_address.unwrap_or(old.mac);
+        port.mac = match body.mac_address {
+            None => old.mac,
+            Some(Some(mac)) => mac,
+            Some(None) => super::draw_mac(tx, old.network),
+        };
+        if port.mac != old.mac && !old.host.is_empty() {
+            let text = format!(
+                "Unable to complete operation on port {} for network {}. Port already has an attached device {}.",
+                old.id, old.network, old.device
+            );
+            return Err(Error::conflict(text).named("PortBound"));
+        }
         if let Some(wanted) = &body.fixed_ips {
             let network =
                 tx.get::<Network>(&old.network).cloned().expect("a port's network is there with it");
-            port.fixed = addresses(tx, &network, port.mac, Some(wanted), &old.fixed)?;
+            let owner = body.device_owner.as_ref().map_or(old.owner.clone(), |o| Owner(o.0.clone()));
+            port.fixed = addresses(tx, &network, port.mac, &owner, Some(wanted), &old.fixed)?;
         }
         if let Some(device) = &body.device_id {
             port.device = device.0.clone();
@@ -194,6 +210,16 @@ impl Resource for Port {
         if let Some(host) = &body.host {
             port.host = host.clone().unwrap_or_default();
         }
+        let moved = port.device != old.device || port.owner != old.owner;
+        if moved && old.owner.is_service() {
+            // Whose the port is decides where it is plugged in. Source: OSSA-2014-008.
+            return Err(service_port(old));
+        }
+        if moved && body.host.is_none() {
+            // A node has it for the device that it was bound for.
+            port.host.clear();
+            port.up = false;
+        }
         apply(&mut port, body)?;
         port.meta.touch(tx);
         put(tx, port)
@@ -201,15 +227,20 @@ impl Resource for Port {
 
     fn delete(tx: &mut Tx, _: &Context, old: &Port) -> Result<()> {
         if old.owner.is_service() {
-            let reason = if old.owner.0 == FLOATING_IP { "floating IP" } else { "device owner" };
-            return Err(Error::conflict(format!(
-                "Port {} cannot be deleted directly via the port API: has {reason} {}.",
-                old.id, old.owner
-            ))
-            .named("ServicePortInUse"));
+            return Err(service_port(old));
         }
         super::delete(tx, old.id)
     }
+}
+
+/// The error of a port that routers and floating IPs look after.
+fn service_port(port: &Port) -> Error {
+    let reason = if port.owner.0 == FLOATING_IP { "floating IP" } else { "device owner" };
+    Error::conflict(format!(
+        "Port {} cannot be deleted or moved directly via the port API: has {reason} {}.",
+        port.id, port.owner
+    ))
+    .named("ServicePortInUse")
 }
 
 fn pair_view(pair: &Pair, mac: Mac) -> Value {
@@ -234,6 +265,7 @@ fn groups(
 
 fn apply(port: &mut Port, body: &Wanted<Port>) -> Result<()> {
     port.meta.apply(&body.meta);
+    port.propagate_uplink = body.propagate_uplink_status.map_or(port.propagate_uplink, |f| f.0);
     port.admin_up = body.admin_state_up.map_or(port.admin_up, |f| f.0);
     port.port_security = body.port_security_enabled.map_or(port.port_security, |f| f.0);
     if let Some(pairs) = &body.allowed_address_pairs {

@@ -220,7 +220,12 @@ impl Pass for QuestionsAnswered {
 
     async fn pass(&mut self) -> Result<Next> {
         let path = format!("{QUESTIONS}?wait_ms={}", DOCUMENT_WAIT_MAX.as_millis());
-        let asked = self.plane.ask(Method::GET, &path, Bytes::new(), DOCUMENT_WAIT_MAX + ANSWER_MAX).await?;
+        let asked = self.plane.ask(Method::GET, &path, Bytes::new(), DOCUMENT_WAIT_MAX + ANSWER_MAX).await;
+        let asked = match asked {
+            // That a plane is away is said by the agent.
+            Err(error) if error.kind() == Kind::Unavailable => return Ok(Next::Usual),
+            asked => asked?,
+        };
         let questions: Vec<Question> = read(asked, ANSWER_BYTES_MAX).await?;
         for question in questions {
             let answer = answer(&self.node, question).await;
