@@ -12,7 +12,10 @@
 //! Nodes meet by VXLAN, one device per network that has members elsewhere (`plan::tunnel`); a packet between subnets is
 //! routed where it starts and goes to the node of its receiver alone.
 //!
-//! Deliberately absent for now: distributed SNAT, flowtables, port forwarding, QoS, trunks, floating addresses of IPv6.
+//! Floating addresses are on the node of their port; guests without one leave by a block of the gateway's ports, and what
+//! comes back to the gateway's owner is passed on without state (`plan::gateway`).
+//!
+//! Deliberately absent for now: flowtables, QoS, trunks, floating addresses of IPv6.
 
 pub mod diff;
 mod kernel;
