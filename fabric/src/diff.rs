@@ -62,7 +62,7 @@ impl Step {
     fn phase(&self) -> u8 {
         match &self.action {
             Action::Create => 0,
-            Action::Sysctl(..) if self.place != Place::Host => 1,
+            Action::Sysctl(key, _) if !of_device(key) => 1,
             Action::LinkRemove(_) => 2,
             Action::Nft(_) => 3,
             Action::LinkAdd(_, LinkKind::Bridge, _) => 4,
@@ -83,6 +83,12 @@ impl Step {
             Action::Remove => 19,
         }
     }
+}
+
+/// Whether a switch is of one device, which must be there first.
+fn of_device(key: &str) -> bool {
+    let mut parts = key.split('/').skip(2);
+    parts.next() == Some("conf") && !matches!(parts.next(), Some("all" | "default") | None)
 }
 
 /// The steps from `seen` to `wanted`; none when the kernel is as it should be.

@@ -291,7 +291,7 @@ fn metadata_tells_the_network_and_the_source_also_when_they_overlap() {
         w.put(Section::Router(router(1, &[(two, "10.79.0.1/24")])));
         w.sync().await;
         for listener in &w.listeners {
-            answer(&listener.socket, listener.network);
+            listener.sockets.iter().for_each(|socket| answer(socket, listener.network));
         }
         let guests = [w.guest(&a), w.guest(&b)];
         let asks = |guest: &Guest| guest.ns.inside(|| talk("169.254.169.254:80".parse().unwrap()));
