@@ -215,6 +215,9 @@ impl Kernel {
             Action::Announce(name, address) => {
                 self.handle(place)?.inside(|| announce::announce(name, *address))
             }
+            Action::Introduce(name, address, mac) => {
+                self.handle(place)?.inside(|| announce::introduce(name, *address, *mac))
+            }
             Action::Forget(addresses) => {
                 conntrack::forget(&mut self.handle_mut(place)?.netfilter, addresses)?;
                 Ok(())
