@@ -17,10 +17,10 @@ TEST := $(if $(shell command -v cargo-nextest),cargo nextest run --no-fail-fast,
 PROGRAMS := cc:gcc ld.lld:lld qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils nft:nftables ip:iproute2 \
   ssh:openssh-client ping:iputils-ping python3:python3 cpio:cpio zstd:zstd mke2fs:e2fsprogs unshare:util-linux
 
-.PHONY: help deps cargo build up down guest clients test acceptance gate bench conformance clean
+.PHONY: help deps cargo build up down guest clients test acceptance gate bench bench-fabric-node conformance clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
 
 deps: cargo ## installs the Debian packages that are missing, and no others
 	@missing=(); \
@@ -65,6 +65,9 @@ gate: deps ## format, lints, tests: cheapest first
 
 bench: deps ## the figures beside their budgets
 	cargo build --release -p shisa && cargo bench -p bench
+
+bench-fabric-node: deps ## what a change of a node's network costs, with the budgets of issue 3; needs root
+	cargo test --release -p fabric --test host -- --ignored --nocapture --test-threads 1
 
 conformance: build ## OpenStack's own tests against the cloud that is up: make conformance SUITE=identity
 	conformance/run $(or $(SUITE),identity)

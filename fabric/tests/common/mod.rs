@@ -162,7 +162,7 @@ impl World {
         let report = self.sync_once().await;
         let document = self.document.clone();
         let fabric = self.fabric();
-        assert_eq!(fabric.sync(&document).await.unwrap(), report);
+        assert_eq!(fabric.check(&document).await.unwrap(), report);
         assert_eq!(fabric.last_steps(), [""; 0]);
         report
     }
