@@ -148,6 +148,13 @@ fn space(seen: &Space, want: &Space, out: &mut Vec<Action>) {
             out.push(Action::NeighbourRemove(device.clone(), *address));
         }
     }
+    // A member of a network that is gone, or another's now: what it had through the router ends.
+    let left = seen.neighbours.iter().filter(|((device, _), _)| device.starts_with("qr-") && stays(device));
+    let left = left.filter(|(key, mac)| want.neighbours.get(*key) != Some(*mac));
+    let left: BTreeSet<IpAddr> = left.map(|((_, address), _)| *address).collect();
+    if !left.is_empty() {
+        out.push(Action::Forget(left));
+    }
     for (key, mac) in &want.neighbours {
         if !stays(&key.0) || seen.neighbours.get(key) != Some(mac) {
             out.push(Action::NeighbourSet(key.0.clone(), key.1, *mac));
