@@ -26,6 +26,7 @@ mod kernel;
 pub mod plan;
 pub mod respond;
 pub mod state;
+pub mod trace;
 
 pub use respond::metadata::{Listener, Listeners};
 pub use respond::{Post, Responder, Servers};
