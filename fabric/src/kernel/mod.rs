@@ -26,8 +26,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Between announcements of one address.
-const AGAIN: std::time::Duration = std::time::Duration::from_millis(200);
+/// Between announcements of one address: Linux takes no other answer for a second after one, so the third is heard.
+const AGAIN: std::time::Duration = std::time::Duration::from_millis(600);
 
 /// Places that are worked on at once.
 const THREADS: usize = 4;
