@@ -292,7 +292,8 @@ pub struct Network {
     pub dns_domain: String,
 }
 
-/// The ports of a network that have a node, this one's too: the same list for every node.
+/// The ports of a network that have a node, this one's too: the same list for every node. Of an external network also
+/// the legs of routers, one for each node that has a leg (`leg_id`, `leg_mac`), without addresses.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Members {
     pub network: Uuid,
@@ -392,6 +393,33 @@ pub struct RouterGateway {
     pub shares: Vec<SnatShare>,
 }
 
+impl RouterGateway {
+    /// The MAC of a node's leg into the external network: the port's own where its addresses are, else one that every
+    /// node can compute.
+    pub fn mac_at(&self, vtep: IpAddr) -> Mac {
+        leg_mac(self.port, self.mac, self.owner, vtep)
+    }
+}
+
+/// What `RouterGateway::mac_at` says, from the parts.
+pub fn leg_mac(port: Uuid, mac: Mac, owner: Option<IpAddr>, vtep: IpAddr) -> Mac {
+    if owner == Some(vtep) {
+        return mac;
+    }
+    let hash = fnv(&format!("{port} {vtep}")).to_be_bytes();
+    Mac([0x02, hash[1], hash[2], hash[3], hash[4], hash[5]])
+}
+
+/// The key of a node's leg among the members of the external network.
+pub fn leg_id(port: Uuid, vtep: IpAddr) -> Uuid {
+    Uuid::from_u64_pair(fnv(&format!("{port} {vtep}")), fnv(&format!("{vtep} {port}")))
+}
+
+/// FNV-1a: the same on every build and machine.
+fn fnv(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ b as u64).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
 /// One node's part of a router's source addresses: a block of ports of an address that nodes share, or an address of
 /// its own with all its ports. ICMP identifiers count as ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -456,10 +484,9 @@ pub enum Remote {
 }
 
 impl RuleSet {
-    /// FNV-1a over the text of the rules: the same on every build and machine.
+    /// Over the text of the rules: the same on every build and machine.
     pub fn hash(&self) -> u64 {
-        let text = serde_json::to_string(self).expect("rules are plain data");
-        text.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ b as u64).wrapping_mul(0x0000_0100_0000_01b3))
+        fnv(&serde_json::to_string(self).expect("rules are plain data"))
     }
 }
 

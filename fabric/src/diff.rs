@@ -4,7 +4,7 @@
 //! Pure. A step is idempotent, and one that fails leaves the others to be done.
 
 use crate::state::{
-    BridgePort, KernelState, Link, LinkKind, Place, Set, Space, Station, Table, is_group_set,
+    BridgePort, KernelState, Link, LinkKind, MAIN, Place, Route, Set, Space, Station, Table, is_group_set,
 };
 use base::units::Mac;
 use ipnet::IpNet;
@@ -33,8 +33,10 @@ pub enum Action {
     LinkSet(String, LinkChange),
     AddressRemove(String, IpNet),
     AddressAdd(String, IpNet),
-    RouteRemove(IpNet, IpAddr),
-    RouteAdd(IpNet, IpAddr),
+    RouteRemove(Route),
+    RouteAdd(Route),
+    MarkRemove(u32),
+    MarkAdd(u32),
     NeighbourRemove(String, IpAddr),
     NeighbourSet(String, IpAddr, Mac),
     StationRemove(Station),
@@ -69,15 +71,16 @@ impl Step {
             Action::Sysctl(..) => 7,
             Action::AddressRemove(..) => 8,
             Action::AddressAdd(..) => 9,
-            Action::RouteRemove(..) => 10,
-            Action::RouteAdd(..) => 11,
-            Action::NeighbourRemove(..) => 12,
-            Action::NeighbourSet(..) => 13,
-            Action::StationRemove(_) => 14,
-            Action::StationSet(_) => 15,
-            Action::Announce(..) => 16,
-            Action::Forget(_) => 17,
-            Action::Remove => 18,
+            Action::RouteRemove(_) | Action::MarkRemove(_) => 10,
+            Action::RouteAdd(route) if route.via.is_none() => 11,
+            Action::RouteAdd(_) | Action::MarkAdd(_) => 12,
+            Action::NeighbourRemove(..) => 13,
+            Action::NeighbourSet(..) => 14,
+            Action::StationRemove(_) => 15,
+            Action::StationSet(_) => 16,
+            Action::Announce(..) => 17,
+            Action::Forget(_) => 18,
+            Action::Remove => 19,
         }
     }
 }
@@ -110,7 +113,7 @@ pub fn diff(seen: &KernelState, wanted: &KernelState) -> Vec<Step> {
 }
 
 fn removable(link: &Link) -> bool {
-    link.kind != LinkKind::Loopback
+    !matches!(link.kind, LinkKind::Loopback | LinkKind::Foreign)
 }
 
 fn removal((name, _): (&String, &Link)) -> Action {
@@ -125,8 +128,10 @@ fn space(seen: &Space, want: &Space, out: &mut Vec<Action>) {
     }
     links(seen, want, out);
     tables(seen, want, out);
-    out.extend(seen.routes.difference(&want.routes).map(|(to, via)| Action::RouteRemove(*to, *via)));
-    out.extend(want.routes.difference(&seen.routes).map(|(to, via)| Action::RouteAdd(*to, *via)));
+    out.extend(seen.routes.difference(&want.routes).cloned().map(Action::RouteRemove));
+    out.extend(want.routes.difference(&seen.routes).cloned().map(Action::RouteAdd));
+    out.extend(seen.marks.difference(&want.marks).copied().map(Action::MarkRemove));
+    out.extend(want.marks.difference(&seen.marks).copied().map(Action::MarkAdd));
     // What was said of a device goes with it.
     let stays = |device: &String| {
         let (seen, want) = (seen.links.get(device), want.links.get(device));
@@ -156,16 +161,26 @@ fn space(seen: &Space, want: &Space, out: &mut Vec<Action>) {
 fn links(seen: &Space, want: &Space, out: &mut Vec<Action>) {
     let gone = seen.links.iter().filter(|(_, link)| removable(link));
     out.extend(gone.filter(|(name, _)| !want.links.contains_key(*name)).map(removal));
+    let released = seen.links.iter().filter(|(name, link)| {
+        link.kind == LinkKind::Foreign && link.master.is_some() && !want.links.contains_key(*name)
+    });
+    let release = LinkChange { master: Some(None), ..LinkChange::default() };
+    out.extend(released.map(|(name, _)| Action::LinkSet(name.clone(), release.clone())));
     for (name, link) in &want.links {
         let known = seen.links.get(name);
         let have = known.filter(|have| have.kind.serves(&link.kind));
         if known.is_some() && have.is_none() {
             out.push(Action::LinkRemove(name.clone()));
         }
-        if have.is_none() && !matches!(link.kind, LinkKind::VethEnd | LinkKind::Loopback) {
+        let made = !matches!(link.kind, LinkKind::VethEnd | LinkKind::Loopback | LinkKind::Foreign);
+        if have.is_none() && made {
             out.push(Action::LinkAdd(name.clone(), link.kind.clone(), link.mac));
         }
         let change = change(have, link);
+        if have.is_some() && change.mac.is_some() && name.starts_with("qg-") {
+            let told = link.addresses.iter().map(IpNet::addr).filter(|address| !is_link_local(*address));
+            out.extend(told.map(|address| Action::Announce(name.clone(), address)));
+        }
         if change != LinkChange::default() {
             out.push(Action::LinkSet(name.clone(), change));
         }
@@ -194,10 +209,16 @@ fn addresses(name: &str, have: Option<&Link>, want: &Link, out: &mut Vec<Action>
     out.extend(have.difference(&want.addresses).map(|a| Action::AddressRemove(name.to_string(), *a)));
     for address in want.addresses.difference(have) {
         out.push(Action::AddressAdd(name.to_string(), *address));
-        if name.starts_with("qg-") || name.starts_with("qr-") {
+        let told = !is_link_local(address.addr());
+        if told && (name.starts_with("qg-") || name.starts_with("qr-")) {
             out.push(Action::Announce(name.to_string(), address.addr()));
         }
     }
+}
+
+/// Nobody asks for such an address of ours.
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V4(address) if address.is_link_local())
 }
 
 fn tables(seen: &Space, want: &Space, out: &mut Vec<Action>) {
@@ -329,7 +350,9 @@ fn forgotten(have: &Table, want: &Table, out: &mut BTreeSet<IpAddr>) {
         let new = want.sets.get(name).unwrap_or(&empty);
         let lost = changed(&old.elements, &new.elements);
         match name.as_str() {
-            "fip_in" => out.extend(lost.keys().filter_map(|key| key.first()?.parse::<IpAddr>().ok())),
+            "fip_in" | "forward_tcp" | "forward_udp" => {
+                out.extend(lost.keys().filter_map(|key| key.first()?.parse::<IpAddr>().ok()))
+            }
             "egress" | "ingress" => {
                 let devices: BTreeSet<&String> = lost.keys().filter_map(|key| key.first()).collect();
                 out.extend(sources(have, &devices));
@@ -365,8 +388,10 @@ impl fmt::Display for Step {
             Action::LinkRemove(name) => write!(out, "link {name} remove"),
             Action::AddressAdd(name, address) => write!(out, "address {name} add {address}"),
             Action::AddressRemove(name, address) => write!(out, "address {name} remove {address}"),
-            Action::RouteAdd(to, via) => write!(out, "route {to} add via {via}"),
-            Action::RouteRemove(to, via) => write!(out, "route {to} remove via {via}"),
+            Action::RouteAdd(route) => write!(out, "route {} add{}", route.to, route_text(route)),
+            Action::RouteRemove(route) => write!(out, "route {} remove{}", route.to, route_text(route)),
+            Action::MarkAdd(mark) => write!(out, "mark {mark} add"),
+            Action::MarkRemove(mark) => write!(out, "mark {mark} remove"),
             Action::NeighbourSet(name, address, mac) => write!(out, "neighbour {name} {address} is {mac}"),
             Action::NeighbourRemove(name, address) => write!(out, "neighbour {name} {address} remove"),
             Action::StationSet(station) => write!(out, "station {} set", station_text(station)),
@@ -378,6 +403,13 @@ impl fmt::Display for Step {
             }
         }
     }
+}
+
+fn route_text(route: &Route) -> String {
+    let via = route.via.map(|via| format!(" via {via}")).unwrap_or_default();
+    let device = route.device.as_ref().map(|device| format!(" dev {device}")).unwrap_or_default();
+    let table = if route.table == MAIN { String::new() } else { format!(" table {}", route.table) };
+    format!("{via}{device}{table}")
 }
 
 fn station_text(station: &Station) -> String {
@@ -392,6 +424,7 @@ fn kind_text(kind: &LinkKind) -> String {
         LinkKind::Tap => "tap".to_string(),
         LinkKind::Veth { peer: (place, name) } => format!("veth to {name} in {place}"),
         LinkKind::VethEnd => "veth end".to_string(),
+        LinkKind::Foreign => "foreign".to_string(),
         LinkKind::Vxlan { vni, port, local } => format!("vxlan {vni} port {port} local {local}"),
     }
 }

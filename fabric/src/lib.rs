@@ -12,8 +12,10 @@
 //! Nodes meet by VXLAN, one device per network that has members elsewhere (`plan::tunnel`); a packet between subnets is
 //! routed where it starts and goes to the node of its receiver alone.
 //!
-//! Deliberately absent for now: distributed SNAT, flowtables, DHCPv6, DNS, metadata over IPv6, port forwarding, QoS,
-//! trunks, floating addresses of IPv6.
+//! Floating addresses are on the node of their port; guests without one leave by a block of the gateway's ports, and what
+//! comes back to the gateway's owner is passed on without state (`plan::gateway`).
+//!
+//! Deliberately absent for now: flowtables, DHCPv6, DNS, metadata over IPv6, QoS, trunks, floating addresses of IPv6.
 
 pub mod dhcp;
 pub mod diff;

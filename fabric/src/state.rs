@@ -69,13 +69,28 @@ pub struct Space {
     /// Path below `/proc/sys` to value.
     pub sysctls: BTreeMap<String, String>,
     pub links: BTreeMap<String, Link>,
-    /// Destination and next hop, of our own route protocol.
-    pub routes: BTreeSet<(IpNet, IpAddr)>,
+    /// Those of our own route protocol.
+    pub routes: BTreeSet<Route>,
+    /// Marks of packets that are routed by a table of the same number instead of the main one. IPv4.
+    pub marks: BTreeSet<u32>,
     /// Permanent entries by device and address.
     pub neighbours: BTreeMap<(String, IpAddr), Mac>,
     pub stations: BTreeSet<Station>,
     /// By family and name, such as `bridge shisa`.
     pub tables: BTreeMap<String, Table>,
+}
+
+/// The table of routes that packets without a mark take.
+pub const MAIN: u32 = 254;
+
+/// By a next hop, or a device alone: the destination is on its link.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Route {
+    pub table: u32,
+    pub to: IpNet,
+    pub via: Option<IpAddr>,
+    /// None: the one that reaches the next hop.
+    pub device: Option<String>,
 }
 
 /// Where a bridge sends the frames for a MAC: to a port of it, and if that is a tunnel, to a node.
@@ -127,6 +142,8 @@ pub enum LinkKind {
         port: u16,
         local: IpAddr,
     },
+    /// A device of the host's that is not ours: only its master is, while that is a bridge of ours.
+    Foreign,
     /// The end that is made by the other, or an end as observed.
     VethEnd,
 }
@@ -211,6 +228,11 @@ pub const HOST_LEG: &str = "host0";
 /// The host's end of that pair: `sx`, the cloud, and what fits of the network.
 pub fn host_device(cloud: u32, network: Uuid) -> String {
     format!("sx{cloud:08x}{}", &short(network)[..5])
+}
+
+/// The host's bridge of a physical network, with the host's device to it.
+pub fn provider_bridge(cloud: u32, network: Uuid) -> String {
+    format!("sx{cloud:08x}b{}", &short(network)[..4])
 }
 
 /// The router's end of an interface, or of its gateway.

@@ -1,14 +1,21 @@
 //! Documents: each node's sections, kept up with the log. A change costs what it touches, not what exists.
 //!
-//! Property: patched equals built from scratch (`tests`). A shared section is rendered once a pass. A node that is new,
-//! of another epoch, or behind what is remembered gets the whole document.
+//! Property: patched equals built from scratch (`tests`). A shared section is rendered once a pass. Of a set
+//! (`members`, `group`) a node that has an older version is told what came and went. A node that is new, of another
+//! epoch, or behind what is remembered gets the whole document.
+//!
+//! What is a node's own goes to it at once; changes of sets alone are gathered for `GATHER`.
+//!
+//! Limits: `REMOVED_MAX` removed keys are remembered, and of sets what `set` says.
 
+use crate::set::{Deltas, Step, is_set};
 use base::node::{Document, Generation, Patch, Section, SectionKey};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use store::{Cell, Entry, News, State, Watch};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// What a log entry touches: keys whose content may differ now, and nodes whose set of keys may.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -54,9 +61,13 @@ struct Kept {
     sections: BTreeMap<SectionKey, Arc<Section>>,
     /// When each key last changed, removed ones included.
     changed: BTreeMap<SectionKey, Generation>,
+    /// How sets came to be what they are.
+    deltas: BTreeMap<SectionKey, Deltas>,
     /// Before this nothing is remembered.
     since: Generation,
     newest: Generation,
+    /// The newest that the node is to be told of without more waiting: all but what is being gathered.
+    due: Generation,
     wake: Arc<Notify>,
 }
 
@@ -68,22 +79,36 @@ pub(crate) struct Documents {
 
 struct Inner {
     state: Arc<State>,
+    /// How far the log was followed. `state` may be ahead of it, and what it is ahead by comes again: so nothing that
+    /// comes later has a generation that a node has already.
+    at: Generation,
     watch: Option<Watch>,
     nodes: HashMap<String, Kept>,
     holders: HashMap<SectionKey, BTreeSet<String>>,
+    /// Nodes with changes that wait for others.
+    gathered: BTreeSet<String>,
 }
 
-fn generation(state: &State) -> Generation {
-    Generation { epoch: state.epoch(), revision: state.revision() }
+fn generation(state: &State, revision: u64) -> Generation {
+    Generation { epoch: state.epoch(), revision }
 }
 
 /// Removed keys are forgotten when there are this many; nodes that are behind that get the whole document.
 const REMOVED_MAX: usize = 10_000;
+/// Changes of sets wait this long for others.
+const GATHER: Duration = Duration::from_millis(20);
 
 impl Documents {
     pub fn new(cell: Cell, sources: Vec<Source>) -> Documents {
         let (state, watch) = cell.watch_from_now();
-        let inner = Inner { state, watch: Some(watch), nodes: HashMap::new(), holders: HashMap::new() };
+        let inner = Inner {
+            at: generation(&state, state.revision()),
+            state,
+            watch: Some(watch),
+            nodes: HashMap::new(),
+            holders: HashMap::new(),
+            gathered: BTreeSet::new(),
+        };
         Documents { cell, sources, inner: Mutex::new(inner) }
     }
 
@@ -94,23 +119,44 @@ impl Documents {
     /// Follows the log, for ever.
     pub async fn follow(&self) {
         let Some(mut watch) = self.inner().watch.take() else { return };
-        while let Some(news) = watch.next().await {
+        let mut gathering: Option<Instant> = None;
+        loop {
+            let gathered = async {
+                match gathering {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let news = tokio::select! {
+                news = watch.next() => news,
+                () = gathered => {
+                    gathering = None;
+                    self.inner().tell_gathered();
+                    continue;
+                }
+            };
             let state = self.cell.read();
             match news {
-                News::Entries(entries) => self.apply(state, watch.at(), &entries),
-                News::Snapshot(state) => self.restart(state),
+                None => return,
+                Some(News::Entries(entries)) => self.apply(state, watch.at(), &entries),
+                Some(News::Snapshot(state)) => self.restart(state),
+            }
+            if gathering.is_none() && !self.inner().gathered.is_empty() {
+                gathering = Some(Instant::now() + GATHER);
             }
         }
     }
 
     /// Brings every touched document up to date. `state` may be ahead of `entries`: what it is ahead by comes next.
-    fn apply(&self, state: Arc<State>, _at: u64, entries: &[Arc<Entry>]) {
+    fn apply(&self, state: Arc<State>, revision: u64, entries: &[Arc<Entry>]) {
         let mut touched = Touched::default();
         for entry in entries {
             self.sources.iter().for_each(|source| touched.join((source.touched)(&state, entry)));
         }
         let mut inner = self.inner();
         inner.state = state.clone();
+        inner.at = generation(&state, revision);
+        let at = inner.at;
         let mut hosts = touched.hosts;
         for key in &touched.holders_of {
             hosts.extend(inner.holders.get(key).into_iter().flatten().cloned());
@@ -120,10 +166,10 @@ impl Documents {
         }
         for key in &touched.keys {
             let holders: Vec<String> = inner.holders.get(key).into_iter().flatten().cloned().collect();
-            let mut shared = None;
-            for host in holders {
-                let section = shared.get_or_insert_with(|| self.render(&state, &host, key)).clone();
-                inner.put(&host, key, section, generation(&state));
+            let Some(first) = holders.first() else { continue };
+            let mut shared = Shared::new(self.render(&state, first, key));
+            for host in &holders {
+                inner.put(host, key, &mut shared, at);
             }
         }
     }
@@ -132,13 +178,14 @@ impl Documents {
     fn recount(&self, inner: &mut Inner, state: &State, host: &str) {
         let Some(kept) = inner.nodes.get(host) else { return };
         let wanted = self.keys(state, host);
+        let at = inner.at;
         let held: BTreeSet<SectionKey> = kept.sections.keys().cloned().collect();
         for key in held.difference(&wanted) {
-            inner.put(host, key, None, generation(state));
+            inner.put(host, key, &mut Shared::new(None), at);
         }
         for key in wanted.difference(&held) {
-            let section = self.render(state, host, key);
-            inner.put(host, key, section, generation(state));
+            let mut section = Shared::new(self.render(state, host, key));
+            inner.put(host, key, &mut section, at);
         }
     }
 
@@ -159,6 +206,7 @@ impl Documents {
         let mut inner = self.inner();
         let names: Vec<String> = inner.nodes.keys().cloned().collect();
         inner.state = state.clone();
+        inner.at = generation(&state, state.revision());
         for name in names {
             let wake = inner.forget(&name);
             self.build(&mut inner, &state, &name, wake.clone());
@@ -167,18 +215,18 @@ impl Documents {
     }
 
     fn build(&self, inner: &mut Inner, state: &State, name: &str, wake: Arc<Notify>) {
-        let at = generation(state);
-        let kept = Kept { since: at, newest: at, wake, ..Kept::default() };
+        let at = inner.at;
+        let kept = Kept { since: at, newest: at, due: at, wake, ..Kept::default() };
         inner.nodes.insert(name.into(), kept);
         for key in self.keys(state, name) {
-            let section = self.render(state, name, &key);
-            inner.put(name, &key, section, at);
+            let mut section = Shared::new(self.render(state, name, &key));
+            inner.put(name, &key, &mut section, at);
         }
     }
 
     /// What changed since `after`, when something has, or after `wait`.
     pub async fn after(&self, name: &str, after: Generation, wait: Duration) -> Patch {
-        let deadline = tokio::time::Instant::now() + wait;
+        let deadline = Instant::now() + wait;
         loop {
             let wake = {
                 let mut inner = self.inner();
@@ -187,7 +235,7 @@ impl Documents {
                     self.build(&mut inner, &state, name, Arc::default());
                 }
                 let kept = &inner.nodes[name];
-                if let Some(patch) = kept.since(after) {
+                if let Some(patch) = kept.due_since(after) {
                     return patch;
                 }
                 kept.wake.clone()
@@ -196,47 +244,86 @@ impl Documents {
             tokio::pin!(woken);
             woken.as_mut().enable();
             // What changed between the look and the ear is seen by looking once more.
-            if let Some(patch) = self.inner().nodes.get(name).and_then(|kept| kept.since(after)) {
+            if let Some(patch) = self.inner().nodes.get(name).and_then(|kept| kept.due_since(after)) {
                 return patch;
             }
             if tokio::time::timeout_at(deadline, woken).await.is_err() {
-                let newest = self.inner().nodes.get(name).map_or(after, |kept| kept.newest);
-                return Patch { generation: newest.max(after), ..Patch::default() };
+                let patch = self.inner().nodes.get(name).and_then(|kept| kept.since(after));
+                return patch.unwrap_or(Patch { generation: after, ..Patch::default() });
             }
         }
     }
+}
 
-    /// The whole document of a node, as it is now.
-    #[cfg(test)]
-    fn document(&self, name: &str) -> Document {
-        whole(&self.inner().nodes[name])
+/// A section as it was rendered for all who hold it, and what that means for each version that there was.
+struct Shared {
+    section: Option<Arc<Section>>,
+    steps: Vec<(Arc<Section>, Step)>,
+}
+
+impl Shared {
+    fn new(section: Option<Arc<Section>>) -> Shared {
+        Shared { section, steps: Vec::new() }
+    }
+
+    /// Compared once for all holders of one version, who mostly are all.
+    fn step(&mut self, before: &Arc<Section>, after: &Arc<Section>) -> Step {
+        if let Some((_, step)) = self.steps.iter().find(|(version, _)| Arc::ptr_eq(version, before)) {
+            return step.clone();
+        }
+        let step = Step::between(before, after);
+        self.steps.push((before.clone(), step.clone()));
+        step
     }
 }
 
 impl Inner {
-    fn put(&mut self, host: &str, key: &SectionKey, section: Option<Arc<Section>>, at: Generation) {
+    fn put(&mut self, host: &str, key: &SectionKey, shared: &mut Shared, at: Generation) {
         let Some(kept) = self.nodes.get_mut(host) else { return };
-        if kept.sections.get(key) == section.as_ref() && section.is_some() {
-            return;
+        let step = match (kept.sections.get(key), shared.section.clone()) {
+            (Some(before), Some(after)) => shared.step(before, &after),
+            (None, None) => Step::Same,
+            (None, Some(_)) | (Some(_), None) => Step::Whole,
+        };
+        let gathered = is_set(key) && matches!(step, Step::By(_));
+        match step {
+            Step::Same => return,
+            Step::By(elements) => {
+                kept.deltas.entry(key.clone()).or_insert(Deltas::from(at)).add(at, elements)
+            }
+            Step::Whole if is_set(key) => _ = kept.deltas.insert(key.clone(), Deltas::from(at)),
+            Step::Whole => {}
         }
         let holders = self.holders.entry(key.clone()).or_default();
-        match section {
+        match &shared.section {
             Some(section) => {
-                kept.sections.insert(key.clone(), section);
+                kept.sections.insert(key.clone(), section.clone());
                 holders.insert(host.into());
             }
             None => {
                 kept.sections.remove(key);
+                kept.deltas.remove(key);
                 holders.remove(host);
             }
         }
-        if self.holders.get(key).is_some_and(BTreeSet::is_empty) {
+        if holders.is_empty() {
             self.holders.remove(key);
         }
         kept.changed.insert(key.clone(), at);
         kept.newest = at;
         kept.trim();
-        kept.wake.notify_waiters();
+        match gathered {
+            true => _ = self.gathered.insert(host.into()),
+            false => kept.tell(),
+        }
+    }
+
+    fn tell_gathered(&mut self) {
+        for host in std::mem::take(&mut self.gathered) {
+            if let Some(kept) = self.nodes.get_mut(&host) {
+                kept.tell();
+            }
+        }
     }
 
     fn forget(&mut self, host: &str) -> Arc<Notify> {
@@ -251,6 +338,18 @@ impl Inner {
 }
 
 impl Kept {
+    /// What is there may go out.
+    fn tell(&mut self) {
+        self.due = self.newest;
+        self.wake.notify_waiters();
+    }
+
+    /// As `since`, when there is more than what is being gathered.
+    fn due_since(&self, after: Generation) -> Option<Patch> {
+        let known = after >= self.due && after <= self.newest && after.epoch == self.newest.epoch;
+        if known { None } else { self.since(after) }
+    }
+
     fn since(&self, after: Generation) -> Option<Patch> {
         if after < self.since || after.epoch != self.newest.epoch || after > self.newest {
             let Document { generation, sections } = whole(self);
@@ -262,6 +361,9 @@ impl Kept {
         let mut patch = Patch { generation: self.newest, ..Patch::default() };
         for (key, _) in self.changed.iter().filter(|(_, at)| **at > after) {
             match self.sections.get(key) {
+                Some(_) if let Some(elements) = self.deltas.get(key).and_then(|d| d.since(after)) => {
+                    patch.elements.insert(key.clone(), elements);
+                }
                 Some(section) => _ = patch.changed.insert(key.clone(), Section::clone(section)),
                 None => _ = patch.removed.insert(key.clone()),
             }
@@ -287,10 +389,12 @@ fn whole(kept: &Kept) -> Document {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use base::node::Group;
+    use base::node::{Elements, Group};
     use base::{Id, IdKind};
     use serde::{Deserialize, Serialize};
+    use std::net::{IpAddr, Ipv4Addr};
     use store::{Cause, Options, Record, Schema};
+    use uuid::Uuid;
 
     /// A record that stands on a node under its own key and is listed in one shared section.
     #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -311,10 +415,12 @@ mod tests {
         }
     }
 
-    const SHARED: SectionKey = SectionKey::Rules(1);
+    const SHARED: SectionKey = SectionKey::Group(uuid::Uuid::nil());
+    /// What is in the set beside what changes.
+    const CROWD: u32 = 100;
 
     fn keys(state: &State, node: &str) -> BTreeSet<SectionKey> {
-        let own = state.all::<Thing>().filter(|t| t.host == node).map(|t| SectionKey::Group(t.id.uuid()));
+        let own = state.all::<Thing>().filter(|t| t.host == node).map(|t| SectionKey::Rules(number(t)));
         let mut keys: BTreeSet<_> = own.collect();
         if !keys.is_empty() {
             keys.insert(SHARED);
@@ -322,19 +428,31 @@ mod tests {
         keys
     }
 
+    fn number(thing: &Thing) -> u64 {
+        thing.id.uuid().as_u128() as u64
+    }
+
     fn section(state: &State, _: &str, key: &SectionKey) -> Option<Section> {
-        let id = match key {
-            SectionKey::Group(id) => uuid::Uuid::from_u128(state.get::<Thing>(&Id::from_uuid(*id))?.size),
-            _ => uuid::Uuid::from_u128(state.count::<Thing>() as u128),
-        };
-        Some(Section::Group(Group { id, ..Group::default() }))
+        match key {
+            SectionKey::Rules(n) => {
+                let thing = state.get::<Thing>(&Id::from_uuid(Uuid::from_u128((*n).into())))?;
+                Some(Section::Group(Group { id: Uuid::from_u128(thing.size), ..Group::default() }))
+            }
+            _ => {
+                let of = |n: u32| IpAddr::V4(Ipv4Addr::from(n));
+                let things =
+                    state.all::<Thing>().map(|t| of(1000 + t.size as u32 % 13 * 10 + number(t) as u32));
+                let members = (0..CROWD).map(of).chain(things).collect();
+                Some(Section::Group(Group { id: Uuid::nil(), members }))
+            }
+        }
     }
 
     fn touched(_: &State, entry: &Entry) -> Touched {
         let mut touched = Touched::default();
         for (before, after) in entry.changes.iter().filter_map(|c| c.of::<Thing>()) {
             for thing in before.into_iter().chain(after) {
-                touched.key(SectionKey::Group(thing.id.uuid()));
+                touched.key(SectionKey::Rules(number(thing)));
                 touched.hosts.insert(thing.host.clone());
                 touched.key(SHARED);
             }
@@ -342,44 +460,113 @@ mod tests {
         touched
     }
 
-    #[tokio::test]
+    struct World {
+        _dir: tempfile::TempDir,
+        cell: Cell,
+        documents: Arc<Documents>,
+        following: tokio::task::JoinHandle<()>,
+    }
+
+    impl Drop for World {
+        fn drop(&mut self) {
+            self.following.abort();
+        }
+    }
+
+    impl World {
+        fn new() -> World {
+            let dir = tempfile::tempdir().unwrap();
+            let engine = store::engine::sqlite::Sqlite::open(&dir.path().join("state.db")).unwrap();
+            let cipher = store::cipher::CellKey::cipher([7; 32]);
+            let schema = Schema::default().record::<Thing>();
+            let cell = Cell::open(Box::new(engine), schema, cipher, Options::default()).unwrap();
+            let documents = Arc::new(Documents::new(cell.clone(), vec![Source { keys, section, touched }]));
+            let follow = documents.clone();
+            let following = tokio::spawn(async move { follow.follow().await });
+            World { _dir: dir, cell, documents, following }
+        }
+
+        async fn put(&self, id: u128, host: &str, size: u128) {
+            let thing = Thing { id: Id::from_uuid(Uuid::from_u128(id)), host: host.into(), size };
+            let step = move |tx: &mut store::Tx| tx.put(thing.clone()).map(drop).map_err(base::Error::from);
+            self.cell.write(Cause::step("put"), step).await.unwrap();
+        }
+
+        async fn delete(&self, id: u128) {
+            let id = Id::from_uuid(Uuid::from_u128(id));
+            let step = move |tx: &mut store::Tx| Ok(tx.delete::<Thing>(&id).is_some());
+            self.cell.write(Cause::step("delete"), step).await.unwrap();
+        }
+
+        /// Asks until the node has what there is.
+        async fn caught_up(&self, name: &str, node: &mut Document) {
+            let state = self.cell.read();
+            let one = |key: SectionKey| (key.clone(), section(&state, name, &key).unwrap());
+            let scratch: BTreeMap<_, _> = keys(&state, name).into_iter().map(one).collect();
+            let begin = Instant::now();
+            while node.sections != scratch {
+                assert!(begin.elapsed() < Duration::from_secs(20), "{name} stays at {:?}", node.generation);
+                node.patch(self.documents.after(name, node.generation, Duration::from_millis(50)).await);
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn patched_equals_built_from_scratch() {
-        let dir = tempfile::tempdir().unwrap();
-        let engine = store::engine::sqlite::Sqlite::open(&dir.path().join("state.db")).unwrap();
-        let cipher = store::cipher::CellKey::cipher([7; 32]);
-        let schema = Schema::default().record::<Thing>();
-        let cell = Cell::open(Box::new(engine), schema, cipher, Options::default()).unwrap();
-        let source = Source { keys, section, touched };
-        let documents = Arc::new(Documents::new(cell.clone(), vec![source]));
-        let following = tokio::spawn({
-            let documents = documents.clone();
-            async move { documents.follow().await }
-        });
-        let mut node = Document::default();
-        assert!(node.patch(documents.after("a", node.generation, Duration::ZERO).await));
-        for step in 0..60u128 {
-            cell.write(Cause::step("step"), move |tx| {
-                let id = Id::from_uuid(uuid::Uuid::from_u128(step % 7));
-                let host = if step % 3 == 0 { "a" } else { "b" };
-                match step % 5 {
-                    4 => drop(tx.delete::<Thing>(&id)),
-                    _ => drop(tx.put(Thing { id, host: host.into(), size: step })?),
+        let world = World::new();
+        // One that asks all the time, one now and then, one that mostly sleeps, and one that has nothing of its own.
+        let mut nodes =
+            [("a", 1), ("b", 7), ("c", 90), ("d", 5)].map(|(n, every)| (n, every, Document::default()));
+        let mut by_elements = 0;
+        for step in 0..400u128 {
+            match step * step % 11 {
+                4 => world.delete(step % 7).await,
+                _ => world.put(step % 7, ["a", "b", "c"][(step * 5 % 17 % 3) as usize], step).await,
+            }
+            for (name, every, node) in &mut nodes {
+                if step % *every == 0 {
+                    let patch = world.documents.after(name, node.generation, Duration::from_millis(2)).await;
+                    assert!(patch.elements.keys().all(|key| !patch.changed.contains_key(key)));
+                    by_elements += patch.elements.len();
+                    node.patch(patch);
                 }
-                Ok(())
-            })
-            .await
-            .unwrap();
-            let patch = documents.after("a", node.generation, Duration::from_millis(20)).await;
-            node.patch(patch);
+            }
+            if step % 40 == 0 {
+                for (name, _, node) in &mut nodes {
+                    world.caught_up(name, node).await;
+                }
+            }
         }
-        let state = cell.read();
-        let scratch: BTreeMap<_, _> =
-            keys(&state, "a").into_iter().map(|k| (k.clone(), section(&state, "a", &k).unwrap())).collect();
-        while documents.document("a").sections != scratch {
-            node.patch(documents.after("a", node.generation, Duration::from_secs(5)).await);
+        for (name, _, node) in &mut nodes {
+            world.caught_up(name, node).await;
         }
-        node.patch(documents.after("a", node.generation, Duration::from_millis(20)).await);
-        assert_eq!(node.sections, scratch);
-        following.abort();
+        assert!(by_elements > 40, "{by_elements}");
+    }
+
+    #[tokio::test]
+    async fn a_set_is_told_by_its_elements_and_gathered() {
+        let world = World::new();
+        world.put(1, "a", 0).await;
+        let mut node = Document::default();
+        world.caught_up("a", &mut node).await;
+        // Five changes of the set, none of a's own.
+        for id in 2..7 {
+            world.put(id, "b", 0).await;
+        }
+        let patch = world.documents.after("a", node.generation, Duration::from_secs(20)).await;
+        assert!(patch.changed.is_empty() && patch.removed.is_empty());
+        let Some(Elements::Group { come, gone }) = patch.elements.get(&SHARED) else { panic!("{patch:?}") };
+        assert!(!come.is_empty() && gone.is_empty());
+        node.patch(patch);
+        world.caught_up("a", &mut node).await;
+        // What is a's own does not wait, and takes with it what does.
+        world.put(7, "b", 0).await;
+        world.put(1, "a", 9).await;
+        while node.sections.get(&SectionKey::Rules(1))
+            != section(&world.cell.read(), "a", &SectionKey::Rules(1)).as_ref()
+        {
+            node.patch(world.documents.after("a", node.generation, Duration::from_secs(20)).await);
+        }
+        world.caught_up("a", &mut node).await;
     }
 }

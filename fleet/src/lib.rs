@@ -18,6 +18,7 @@ pub mod node;
 pub mod plane;
 mod question;
 mod rest;
+mod set;
 mod silent;
 
 pub use document::{Source, Touched};

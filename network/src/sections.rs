@@ -11,7 +11,7 @@ use crate::security_group::{self, SecurityGroup, SecurityGroupRule};
 use crate::subnet::{self, Subnet};
 use base::Id;
 use base::node::{self, Section, SectionKey};
-use fleet::{Source, Touched};
+use fleet::{Node, Source, Touched};
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -134,14 +134,41 @@ fn network_section(state: &State, network: &Network) -> node::Network {
     }
 }
 
-/// Routers reach each other on an external network by their addresses, so their gateways are no members of it.
+/// Routers reach each other on an external network by their addresses; of their gateways only the nodes are members.
 fn members_section(state: &State, network: &Network) -> node::Members {
     let on = state.by(&port::BY_NETWORK, network.id);
     let bound = on.filter(|p| !p.host.is_empty() && p.owner.0 != ROUTER_GATEWAY);
     node::Members {
         network: network.id.uuid(),
-        ports: bound.map(|p| (p.id.uuid(), member(state, p))).collect(),
+        ports: bound.map(|p| (p.id.uuid(), member(state, p))).chain(legs(state, network)).collect(),
     }
+}
+
+/// The legs of routers into an external network, one for each node that has one.
+fn legs<'a>(state: &'a State, network: &Network) -> impl Iterator<Item = (uuid::Uuid, node::Member)> + 'a {
+    let on = state.by(&port::BY_NETWORK, network.id).filter(|p| p.owner.0 == ROUTER_GATEWAY);
+    on.flat_map(|port| {
+        let router = port.device.parse::<Id<Router>>().ok().and_then(|id| state.get::<Router>(&id));
+        let gateway = router.and_then(|router| router.gateway.as_ref());
+        gateway.into_iter().flat_map(|gateway| leg_of_each_node(state, gateway, port)).collect::<Vec<_>>()
+    })
+}
+
+fn leg_of_each_node(
+    state: &State,
+    gateway: &router::Gateway,
+    port: &Port,
+) -> Vec<(uuid::Uuid, node::Member)> {
+    let vtep = |name: &String| fleet::node::address(state, name);
+    let (id, owner) = (port.id.uuid(), gateway.owner.as_ref().and_then(vtep));
+    let leg = |vtep| {
+        let mac = node::leg_mac(id, port.mac, owner, vtep);
+        (
+            node::leg_id(id, vtep),
+            node::Member { mac, addresses: Vec::new(), vtep: Some(vtep), name: String::new() },
+        )
+    };
+    gateway.blocks.keys().filter_map(vtep).map(leg).collect()
 }
 
 fn member(state: &State, port: &Port) -> node::Member {
@@ -288,6 +315,8 @@ fn touched(state: &State, entry: &Entry) -> Touched {
             for router in before.into_iter().chain(after) {
                 touched.holders(SectionKey::Router(router.id.uuid()));
                 touched.hosts.extend(router.host.clone());
+                let outside = router.gateway.as_ref().map(|gateway| gateway.network);
+                outside.into_iter().for_each(|n| touched.key(SectionKey::Members(n.uuid())));
                 // What a network's holders need depends on which routers are distributed.
                 let networks = router::interfaces(state, router.id).map(|p| p.network);
                 networks.for_each(|n| touched.holders(SectionKey::Network(n.uuid())));
@@ -307,6 +336,10 @@ fn touched(state: &State, entry: &Entry) -> Touched {
                 let ports = state.by(&port::BY_GROUP, rule.group);
                 ports.for_each(|p| touch_port(state, &mut touched, p, false));
             }
+        } else if let Some((Some(before), Some(after))) = change.of::<Node>()
+            && before.hello.address != after.hello.address
+        {
+            touch_node(state, &mut touched, &after.hello.name);
         } else if let Some((before, after)) = change.of::<SecurityGroupRule>() {
             for rule in before.into_iter().chain(after) {
                 state.by(&port::BY_GROUP, rule.group).for_each(|p| touch_port(state, &mut touched, p, false));
@@ -318,6 +351,18 @@ fn touched(state: &State, entry: &Entry) -> Touched {
         }
     }
     touched
+}
+
+/// Whatever names a node does so by its address.
+fn touch_node(state: &State, touched: &mut Touched, name: &str) {
+    for port in state.by(&port::BY_HOST, name) {
+        touch_port(state, touched, port, true);
+    }
+    let names = |r: &&Arc<Router>| {
+        let gateway = r.gateway.as_ref().is_some_and(|g| g.blocks.contains_key(name));
+        gateway || r.host.as_deref() == Some(name)
+    };
+    state.all::<Router>().filter(names).for_each(|r| touched.key(SectionKey::Router(r.id.uuid())));
 }
 
 /// Takes what a node saw of its ports.

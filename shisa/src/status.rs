@@ -1,18 +1,24 @@
-//! `shisa status`: what a cloud is now, asked through its own API.
+//! `shisa status`: what a cloud is now, asked through its own API; or whether a node of a cloud elsewhere is up.
 
 use crate::http::text;
 use crate::image;
 use crate::progress::say;
-use crate::state::Directory;
+use crate::state::{Directory, Membership};
 use base::Result;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
+/// Nodes that are named; those that are down come first.
+const NODES_SHOWN: usize = 50;
+
 /// A cloud that is not up, as service managers expect it.
 const NOT_UP: u8 = 3;
 
 pub async fn run(directory: &Directory) -> Result<ExitCode> {
+    if let Some(node) = directory.membership()? {
+        return Ok(of_node(directory, &node));
+    }
     let ids = directory.need_ids()?;
     let Some(running) = directory.running() else {
         say(format_args!("not up; its state is in {}", directory.path().display()));
@@ -20,12 +26,43 @@ pub async fn run(directory: &Directory) -> Result<ExitCode> {
     };
     say(format_args!("up: {} (process {})", running.address, running.process.pid));
     let admin = image::admin(directory, &running.address).await?;
-    let nodes = admin.get("/compute/v2.1/os-hypervisors").await?;
+    let nodes = admin.get("/compute/v2.1/os-hypervisors/detail").await?;
     let up = count(&nodes["hypervisors"], "state");
     say(format_args!("nodes: {} (machine {})", told(&up), format!("{:?}", ids.machine).to_lowercase()));
+    lines(&nodes["hypervisors"]).iter().for_each(say);
     let servers = admin.get("/compute/v2.1/servers/detail?all_tenants=1").await?;
     say(format_args!("servers: {}", told(&count(&servers["servers"], "status"))));
     Ok(ExitCode::SUCCESS)
+}
+
+fn of_node(directory: &Directory, node: &Membership) -> ExitCode {
+    let what = format!("node {} of https://{}", node.name, node.plane);
+    match directory.running() {
+        Some(running) => {
+            say(format_args!("up: {what} (process {})", running.process.pid));
+            ExitCode::SUCCESS
+        }
+        None => {
+            say(format_args!("not up: {what}"));
+            ExitCode::from(NOT_UP)
+        }
+    }
+}
+
+/// Each node: alive or down, name, address, machine.
+fn lines(nodes: &Value) -> Vec<String> {
+    let mut nodes: Vec<&Value> = nodes.as_array().into_iter().flatten().collect();
+    nodes.sort_by_key(|node| (node["state"] != "down", text(&node["hypervisor_hostname"])));
+    let one = |node: &&Value| {
+        let state = if node["state"] == "up" { "alive" } else { "down" };
+        let machine = text(&node["hypervisor_type"]).to_lowercase();
+        format!("  {state:<5}  {}  {}  {machine}", text(&node["hypervisor_hostname"]), text(&node["host_ip"]))
+    };
+    let mut lines: Vec<String> = nodes.iter().take(NODES_SHOWN).map(one).collect();
+    if nodes.len() > NODES_SHOWN {
+        lines.push(format!("  and {} more", nodes.len() - NODES_SHOWN));
+    }
+    lines
 }
 
 /// How many there are of each word in a field.
@@ -40,4 +77,22 @@ fn count(list: &Value, field: &str) -> BTreeMap<String, usize> {
 fn told(counts: &BTreeMap<String, usize>) -> String {
     let words: Vec<_> = counts.iter().map(|(word, n)| format!("{n} {word}")).collect();
     if words.is_empty() { "none".into() } else { words.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn those_that_are_down_come_first_and_many_are_counted() {
+        let node = |name: &str, state: &str| json!({"hypervisor_hostname": name, "state": state, "host_ip": "10.0.0.1", "hypervisor_type": "QEMU"});
+        let few = json!([node("b", "up"), node("a", "up"), node("c", "down")]);
+        assert_eq!(
+            lines(&few),
+            ["  down   c  10.0.0.1  qemu", "  alive  a  10.0.0.1  qemu", "  alive  b  10.0.0.1  qemu"]
+        );
+        let many: Vec<Value> = (0..60).map(|n| node(&format!("n{n}"), "up")).collect();
+        assert_eq!(lines(&json!(many)).last().unwrap(), "  and 10 more");
+    }
 }

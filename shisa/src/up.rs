@@ -103,7 +103,9 @@ async fn after(
     }
     let nodes = async {
         cloud.nodes_greeted().await;
-        progress.step("nodes", format!("{} of machine {:?}", args.nodes, ids.machine).to_lowercase());
+        if args.nodes > 0 {
+            progress.step("nodes", format!("{} of machine {:?}", args.nodes, ids.machine).to_lowercase());
+        }
     };
     let outcome = match args.demo {
         true => demo::make(directory, address, args.image.as_deref(), progress, nodes).await,

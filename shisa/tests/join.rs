@@ -175,6 +175,11 @@ fn servers_run_on_nodes_that_join_and_outlive_what_is_lost() {
     let (status, answer) = user.console(&on_b);
     assert!(status == 200 && answer["output"].as_str().unwrap().contains("on-b"), "{answer}");
 
+    let status = run(&plane.state(), &["status"]);
+    let text = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(text.contains("  alive  a  127.0.0.1  simulated\n"), "{text}");
+    assert!(run(&plane.node_state("a"), &["status"]).status.success());
+
     // A node is lost: it is down, its server stays, and a delete waits for it.
     b.kill();
     user.nodes_are(&[("a", "up"), ("b", "down")]);
@@ -208,6 +213,7 @@ fn servers_run_on_nodes_that_join_and_outlive_what_is_lost() {
     until("b is removed", || user.remove("b") == 204);
     assert_eq!(user.nodes(), [("a".to_string(), "up".to_string())]);
     assert!(run(&plane.node_state("a"), &["down"]).status.success());
+    assert_eq!(run(&plane.node_state("a"), &["status"]).status.code(), Some(3));
     drop(a);
 }
 

@@ -19,17 +19,11 @@ use netlink_packet_route::link::{
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::route::{
-    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
-
-/// The protocol number of our routes: `S`.
-const PROTOCOL: RouteProtocol = RouteProtocol::Other(0x53);
 
 pub fn add(kernel: &mut Kernel, place: Place, name: &str, kind: &LinkKind, mac: Option<Mac>) -> Result<()> {
     // The other namespace stays open until the kernel has it.
@@ -38,7 +32,7 @@ pub fn add(kernel: &mut Kernel, place: Place, name: &str, kind: &LinkKind, mac: 
     let mut from = place;
     let info = match kind {
         LinkKind::Tap => return tap::create(kernel.namespace(place)?, name),
-        LinkKind::Loopback | LinkKind::VethEnd => return Ok(()),
+        LinkKind::Loopback | LinkKind::VethEnd | LinkKind::Foreign => return Ok(()),
         LinkKind::Bridge => {
             vec![LinkInfo::Kind(InfoKind::Bridge), LinkInfo::Data(InfoData::Bridge(bridge()))]
         }
@@ -140,24 +134,6 @@ pub fn address(route: &mut Netlink, name: &str, address: IpNet, add: bool) -> Re
     }
 }
 
-pub fn route(netlink: &mut Netlink, to: IpNet, via: IpAddr, add: bool) -> Result<()> {
-    let mut message = RouteMessage::default();
-    message.header.address_family = family(to.addr());
-    message.header.destination_prefix_length = to.prefix_len();
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
-    message.header.protocol = PROTOCOL;
-    message.header.scope = RouteScope::Universe;
-    message.header.kind = RouteType::Unicast;
-    message.attributes.push(RouteAttribute::Destination(to.addr().into()));
-    message.attributes.push(RouteAttribute::Gateway(via.into()));
-    match add {
-        true => {
-            but(netlink.change(Message::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE), &[libc::EEXIST])
-        }
-        false => but(netlink.change(Message::DelRoute(message), 0), &[libc::ESRCH]),
-    }
-}
-
 /// Makes a permanent entry, or removes it.
 pub fn neighbour(netlink: &mut Netlink, name: &str, address: IpAddr, mac: Option<Mac>) -> Result<()> {
     let mut message = NeighbourMessage::default();
@@ -206,19 +182,19 @@ pub fn station(netlink: &mut Netlink, station: &Station, add: bool) -> Result<()
     Ok(())
 }
 
-fn family(address: IpAddr) -> AddressFamily {
+pub fn family(address: IpAddr) -> AddressFamily {
     if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 
 /// A result where some errors say that it is so already.
-fn but(result: io::Result<()>, fine: &[i32]) -> Result<()> {
+pub fn but(result: io::Result<()>, fine: &[i32]) -> Result<()> {
     match result {
         Err(e) if e.raw_os_error().is_some_and(|code| fine.contains(&code)) => Ok(()),
         other => Ok(other?),
     }
 }
 
-fn index(route: &mut Netlink, name: &str) -> io::Result<u32> {
+pub fn index(route: &mut Netlink, name: &str) -> io::Result<u32> {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.to_string()));
     match route.get(Message::GetLink(message))? {
@@ -228,6 +204,7 @@ fn index(route: &mut Netlink, name: &str) -> io::Result<u32> {
 }
 
 /// Devices of our kinds that are `ours`, with their addresses and neighbours, and our routes.
+/// Others are seen while their master is ours.
 pub fn observe(netlink: &mut Netlink, ours: impl Fn(&str) -> bool) -> Result<Space> {
     let mut names: BTreeMap<u32, String> = BTreeMap::new();
     let mut messages = Vec::new();
@@ -244,8 +221,12 @@ pub fn observe(netlink: &mut Netlink, ours: impl Fn(&str) -> bool) -> Result<Spa
     }
     let mut space = Space::default();
     for message in &messages {
-        let Some(name) = names.get(&message.header.index).filter(|name| ours(name)) else { continue };
-        if let Some(link) = link_of(message, &names) {
+        let Some(name) = names.get(&message.header.index) else { continue };
+        let mut link = link_of(message, &names);
+        if !ours(name) {
+            link.kind = LinkKind::Foreign;
+        }
+        if ours(name) && link.kind != LinkKind::Foreign || link.master.as_ref().is_some_and(|m| ours(m)) {
             space.links.insert(name.clone(), link);
         }
     }
@@ -253,11 +234,11 @@ pub fn observe(netlink: &mut Netlink, ours: impl Fn(&str) -> bool) -> Result<Spa
     observe_addresses(netlink, &names, &mut space)?;
     observe_neighbours(netlink, &names, &mut space)?;
     observe_stations(netlink, &names, &mut space)?;
-    observe_routes(netlink, &mut space)?;
+    super::route::observe(netlink, &names, &mut space)?;
     Ok(space)
 }
 
-fn link_of(message: &LinkMessage, names: &BTreeMap<u32, String>) -> Option<Link> {
+fn link_of(message: &LinkMessage, names: &BTreeMap<u32, String>) -> Link {
     let mut link = Link {
         kind: LinkKind::VethEnd,
         mac: None,
@@ -280,8 +261,8 @@ fn link_of(message: &LinkMessage, names: &BTreeMap<u32, String>) -> Option<Link>
             _ => {}
         }
     }
-    link.kind = kind?;
-    Some(link)
+    link.kind = kind.unwrap_or(LinkKind::Foreign);
+    link
 }
 
 fn kind_of(infos: &[LinkInfo]) -> Option<LinkKind> {
@@ -325,9 +306,8 @@ fn port_of(info: &LinkInfo) -> Option<BridgePort> {
 fn observe_addresses(netlink: &mut Netlink, names: &BTreeMap<u32, String>, space: &mut Space) -> Result<()> {
     for message in netlink.dump(Message::GetAddress(AddressMessage::default()))? {
         let Message::NewAddress(message) = message else { continue };
-        let Some(link) = names.get(&message.header.index).and_then(|name| space.links.get_mut(name)) else {
-            continue;
-        };
+        let link = names.get(&message.header.index).and_then(|name| space.links.get_mut(name));
+        let Some(link) = link.filter(|link| link.kind != LinkKind::Foreign) else { continue };
         let find = |local: bool| {
             message.attributes.iter().find_map(|attribute| match attribute {
                 AddressAttribute::Local(address) if local => Some(*address),
@@ -406,36 +386,4 @@ fn plain(bytes: &[u8]) -> Option<IpAddr> {
         16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
         _ => None,
     }
-}
-
-fn observe_routes(netlink: &mut Netlink, space: &mut Space) -> Result<()> {
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let mut request = RouteMessage::default();
-        request.header.address_family = family;
-        for message in netlink.dump(Message::GetRoute(request))? {
-            let Message::NewRoute(message) = message else { continue };
-            space.routes.extend((message.header.protocol == PROTOCOL).then(|| route_of(&message)).flatten());
-        }
-    }
-    Ok(())
-}
-
-fn route_of(message: &RouteMessage) -> Option<(IpNet, IpAddr)> {
-    use netlink_packet_route::route::RouteAddress;
-    let plain = |address: &RouteAddress| match address {
-        RouteAddress::Inet(a) => Some(IpAddr::V4(*a)),
-        RouteAddress::Inet6(a) => Some(IpAddr::V6(*a)),
-        _ => None,
-    };
-    let (mut to, mut via) = (None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Destination(address) => to = plain(address),
-            RouteAttribute::Gateway(address) => via = plain(address),
-            _ => {}
-        }
-    }
-    let via = via?;
-    let any: IpAddr = if via.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
-    Some((IpNet::new(to.unwrap_or(any), message.header.destination_prefix_length).ok()?, via))
 }

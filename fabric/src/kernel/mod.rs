@@ -9,6 +9,7 @@ pub mod link;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod route;
 pub mod tap;
 pub mod uplink;
 
@@ -22,6 +23,9 @@ use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+
+/// Between announcements of one address.
+const AGAIN: std::time::Duration = std::time::Duration::from_millis(200);
 
 pub struct Kernel {
     cloud: u32,
@@ -155,7 +159,31 @@ impl Kernel {
                     .push((step.place, Error::internal(format!("the step '{step}' failed")).because(cause)));
             }
         }
+        self.announce_again(steps);
         failures
+    }
+
+    /// A frame may be lost: what is announced is so twice more.
+    fn announce_again(&self, steps: &[Step]) {
+        let told = steps.iter().filter_map(|step| match &step.action {
+            Action::Announce(name, address) => {
+                Some((self.namespace(step.place).ok()?, name.clone(), *address))
+            }
+            _ => None,
+        });
+        let told: Vec<_> = told.collect();
+        if told.is_empty() {
+            return;
+        }
+        std::thread::spawn(move || {
+            for _ in 0..2 {
+                std::thread::sleep(AGAIN);
+                for (namespace, name, address) in &told {
+                    // The device may be gone by now.
+                    let _ = netns::inside(namespace, || announce::announce(name, *address));
+                }
+            }
+        });
     }
 
     fn take(&mut self, step: &Step) -> Result<()> {
@@ -174,8 +202,10 @@ impl Kernel {
             Action::AddressRemove(name, address) => {
                 link::address(&mut self.handle_mut(place)?.route, name, *address, false)
             }
-            Action::RouteAdd(to, via) => link::route(&mut self.handle_mut(place)?.route, *to, *via, true),
-            Action::RouteRemove(to, via) => link::route(&mut self.handle_mut(place)?.route, *to, *via, false),
+            Action::RouteAdd(route) => route::set(&mut self.handle_mut(place)?.route, route, true),
+            Action::RouteRemove(route) => route::set(&mut self.handle_mut(place)?.route, route, false),
+            Action::MarkAdd(mark) => route::mark(&mut self.handle_mut(place)?.route, *mark, true),
+            Action::MarkRemove(mark) => route::mark(&mut self.handle_mut(place)?.route, *mark, false),
             Action::NeighbourSet(name, address, mac) => {
                 link::neighbour(&mut self.handle_mut(place)?.route, name, *address, Some(*mac))
             }
@@ -232,7 +262,7 @@ fn observe_space(
     space.tables = handle.tables()?;
     if place == Place::Host {
         space.tables.retain(|name, _| *name == format!("inet shisa_{cloud:08x}"));
-        space.routes.clear();
+        (space.routes, space.marks) = (BTreeSet::new(), BTreeSet::new());
     }
     if !keys.is_empty() {
         let read = |key: &String| Some((key.clone(), read_sysctl(key)?));

@@ -106,6 +106,9 @@ fn part(value: &Value) -> String {
     if let Some(text) = value.as_str() {
         return text.to_string();
     }
+    if let Some([first, last]) = value["range"].as_array().map(Vec::as_slice) {
+        return format!("{}-{}", part(first), part(last));
+    }
     let prefix = &value["prefix"];
     match (prefix["addr"].as_str(), prefix["len"].as_u64()) {
         (Some(address), Some(length)) => format!("{address}/{length}"),
@@ -116,7 +119,7 @@ fn part(value: &Value) -> String {
 fn value(value: &Value) -> String {
     match value["goto"]["target"].as_str() {
         Some(target) => format!("goto {target}"),
-        None => part(value),
+        None => key(value).join(" . "),
     }
 }
 

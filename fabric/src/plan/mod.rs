@@ -6,10 +6,11 @@
 //! An external network is a network like others; its gateway addresses are held by the host, on the end of a pair
 //! whose other end is in the network's bridge. Routers plug in with their gateway port, so floating addresses are
 //! reached from the host's own namespace and nothing of the host is bridged. With an uplink, external ranges are
-//! masqueraded out of it.
+//! masqueraded out of it. A physical network is bridged to the host's device on it instead.
 //!
-//! Deliberately absent for now: SNAT by blocks of ports, flowtables, IPv6 behind the uplink.
+//! Deliberately absent for now: IPv6 behind the uplink.
 
+mod gateway;
 mod ports;
 mod routing;
 mod tunnel;
@@ -17,9 +18,11 @@ mod tunnel;
 use crate::Settings;
 use crate::state::{
     BRIDGE, HOST_LEG, KernelState, Link, LinkKind, Place, Space, TUNNEL, Table, host_device, own_mac,
+    provider_bridge,
 };
 use base::node::{Document, Group, Members, Network, Port, Router, RuleSet, Section, SectionKey, Vm};
 use base::units::Mac;
+use gateway::Gateway;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -88,7 +91,7 @@ pub fn plan(sections: &Sections, settings: &Settings, tracking: Tracking) -> Ker
         state.places.insert(Place::Router(router.id), routing::router_space());
     }
     for router in sections.routers.values() {
-        routing::plug(sections, &mut state, router);
+        routing::plug(sections, &mut state, router, settings.node_address);
     }
     for network in sections.networks.values() {
         if let Some(space) = state.places.get_mut(&Place::Network(network.id)) {
@@ -156,25 +159,18 @@ fn network_sysctls(tracking: Tracking) -> BTreeMap<String, String> {
     out
 }
 
-/// The host's ends of external networks, and what the uplink needs.
+/// The host's ends of external and physical networks, and what the uplink and tunnels need.
 fn host(s: &Sections, settings: &Settings, state: &mut KernelState) {
     let mut space = Space::default();
     let mut ranges = BTreeSet::new();
-    for network in s.networks.values().filter(|network| network.external) {
-        let name = host_device(settings.cloud, network.id);
-        let mut end = link(LinkKind::Veth { peer: (Place::Network(network.id), HOST_LEG.to_string()) });
-        end.mtu = Some(network.mtu);
-        end.mac = Some(own_mac(settings.cloud, &format!("host {}", network.id)));
-        end.addresses = network.subnets.iter().filter_map(|s| held(s.gateway?, s.cidr)).collect();
-        for key in ["accept_ra", "accept_dad"] {
-            space.sysctls.insert(format!("net/ipv6/conf/{name}/{key}"), "0".to_string());
+    for network in s.networks.values() {
+        if let Some(physical) = &network.physical {
+            let device = settings.physical.get(physical);
+            device.into_iter().for_each(|device| provide(settings, network, device, &mut space, state));
+        } else if network.external {
+            hold(s, settings, network, &mut space, state);
+            ranges.extend(network.subnets.iter().map(|s| s.cidr.trunc()).filter(|c| c.addr().is_ipv4()));
         }
-        ranges
-            .extend(network.subnets.iter().map(|subnet| subnet.cidr.trunc()).filter(|c| c.addr().is_ipv4()));
-        let known = external_neighbours(s, network.id);
-        space.neighbours.extend(known.into_iter().map(|(address, mac)| ((name.clone(), address), mac)));
-        space.links.insert(name, end);
-        plug_network(state, network, HOST_LEG);
     }
     let mut base = Vec::new();
     if let Some(uplink) = &settings.uplink {
@@ -192,6 +188,48 @@ fn host(s: &Sections, settings: &Settings, state: &mut KernelState) {
     }
 }
 
+/// The host's end of the pair into a network's bridge.
+fn host_end(settings: &Settings, network: &Network) -> (String, Link) {
+    let mut end = link(LinkKind::Veth { peer: (Place::Network(network.id), HOST_LEG.to_string()) });
+    end.mtu = Some(network.mtu);
+    end.mac = Some(host_mac(settings, network.id));
+    (host_device(settings.cloud, network.id), end)
+}
+
+/// The same on every node, as the gateway is.
+pub fn host_mac(settings: &Settings, network: Uuid) -> Mac {
+    own_mac(settings.cloud, &format!("host {network}"))
+}
+
+/// The host holds the gateway addresses of an external network.
+fn hold(s: &Sections, settings: &Settings, network: &Network, space: &mut Space, state: &mut KernelState) {
+    let (name, mut end) = host_end(settings, network);
+    end.addresses = network.subnets.iter().filter_map(|s| held(s.gateway?, s.cidr)).collect();
+    for key in ["accept_ra", "accept_dad"] {
+        space.sysctls.insert(format!("net/ipv6/conf/{name}/{key}"), "0".to_string());
+    }
+    let known = external_neighbours(s, settings, network.id);
+    space.neighbours.extend(known.into_iter().map(|(address, mac)| ((name.clone(), address), mac)));
+    space.links.insert(name, end);
+    plug_network(state, network, HOST_LEG);
+}
+
+/// A bridge of the host joins its device on a physical network with the network's own bridge. The device stays where
+/// it is and is otherwise as its operator has it.
+fn provide(settings: &Settings, network: &Network, device: &str, space: &mut Space, state: &mut KernelState) {
+    let bridge = provider_bridge(settings.cloud, network.id);
+    let (name, mut end) = host_end(settings, network);
+    let mut foreign = link(LinkKind::Foreign);
+    (end.master, foreign.master) = (Some(bridge.clone()), Some(bridge.clone()));
+    let mut between = link(LinkKind::Bridge);
+    between.mac = Some(own_mac(settings.cloud, &format!("provider {}", network.id)));
+    for name in [&name, &bridge] {
+        space.sysctls.insert(format!("net/ipv6/conf/{name}/disable_ipv6"), "1".to_string());
+    }
+    space.links.extend([(name, end), (bridge, between), (device.to_string(), foreign)]);
+    plug_network(state, network, HOST_LEG);
+}
+
 /// An address with the prefix of its subnet.
 pub fn held(address: IpAddr, cidr: IpNet) -> Option<IpNet> {
     IpNet::new(address, cidr.prefix_len()).ok()
@@ -205,17 +243,12 @@ pub fn plug_network(state: &mut KernelState, network: &Network, name: &str) {
     space.links.insert(name.to_string(), end);
 }
 
-/// Gateway and floating addresses on an external network, with the router that answers for them.
-fn external_neighbours(s: &Sections, network: Uuid) -> BTreeMap<IpAddr, Mac> {
-    let mut out = BTreeMap::new();
-    for router in s.routers.values().filter(|router| router.admin_up) {
-        let Some(gateway) = router.gateway.as_ref().filter(|gateway| gateway.network == network) else {
-            continue;
-        };
-        out.extend(gateway.addresses.iter().map(|address| (address.addr(), gateway.mac)));
-        out.extend(routing::floating(s, router).map(|floating| (floating.floating, gateway.mac)));
-    }
-    out
+/// Addresses on an external network that this node's legs answer for.
+fn external_neighbours(s: &Sections, settings: &Settings, network: Uuid) -> BTreeMap<IpAddr, Mac> {
+    let up = s.routers.values().filter(|router| router.admin_up);
+    let on = up.filter(|router| router.gateway.as_ref().is_some_and(|gateway| gateway.network == network));
+    let gateways = on.filter_map(|router| Gateway::of(s, router, settings.node_address));
+    gateways.flat_map(|gateway| gateway.reached().map(|a| (a, gateway.mac())).collect::<Vec<_>>()).collect()
 }
 
 /// A table with a base of lines.

@@ -21,9 +21,11 @@ use uuid::Uuid;
 const ND_OUT: &str = "{ 131, 132, 133, 135, 136, 143 }";
 const ND_IN: &str = "{ 130, 131, 132, 134, 135, 136, 143 }";
 
-const SETS: [(&str, &str); 10] = [
+const SETS: [(&str, &str); 12] = [
     ("answered", "type inet_service"),
     ("egress", "type ifname : verdict"),
+    ("held", "type ipv4_addr"),
+    ("host", "type ether_addr"),
     ("ingress", "type ifname : verdict"),
     ("legs", "type ether_addr"),
     ("mac", "type ifname . ether_addr"),
@@ -45,7 +47,9 @@ pub fn tables(s: &Sections, network: Uuid, tracking: Tracking) -> BTreeMap<Strin
         let rules = port.rules.filter(|hash| s.rules.contains_key(hash));
         let name = rules.map_or("none".to_string(), |hash| format!("{hash:016x}"));
         verdict(&mut bridge, "egress", port, format!("goto out_{name}"));
-        verdict(&mut bridge, "ingress", port, format!("goto in_{name}"));
+        if !cfg!(feature = "break-security-group") {
+            verdict(&mut bridge, "ingress", port, format!("goto in_{name}"));
+        }
         used.extend(rules);
     }
     for hash in used {

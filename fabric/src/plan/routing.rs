@@ -1,14 +1,14 @@
-//! The namespace of a router: a leg per interface, the gateway with floating addresses, translation by maps.
+//! The namespace of a router: a leg per interface, its routes, and the gateway (`gateway`).
 //!
-//! A floating address is one element in each of two maps and one address on the gateway's leg, so it is answered by
-//! ARP while it is ours and dark when it is not. Packets between servers by their floating addresses turn around in
-//! the router: they take the floating address of the sender, or the router's, so that answers come back this way.
+//! Packets between servers by their floating addresses turn around in the router: they take the floating address of
+//! the sender, or the router's, so that answers come back this way.
 //!
-//! Limits: one gateway address per family translates; a router that is administratively down has its legs down.
+//! Limits: a router that is administratively down has its legs down.
 
-use super::{METADATA, Sections, link, plug_network, sysctls, table};
-use crate::state::{KernelState, Link, LinkKind, Place, Set, Space, Table, leg, leg_port};
-use base::node::{FloatingIp, Member, Network, Router, RouterGateway};
+use super::gateway::{self, Gateway};
+use super::{METADATA, Sections, link, plug_network, sysctls};
+use crate::state::{self, KernelState, Link, LinkKind, MAIN, Place, Route, Space, leg, leg_port};
+use base::node::{Member, Network, Router};
 use base::units::Mac;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +22,8 @@ pub fn router_space() -> Space {
     Space {
         sysctls: sysctls(&[
             ("net/bridge/bridge-nf-call-iptables", "0"),
+            // Guests of other nodes come by the address that they share with this one.
+            ("net/ipv4/conf/all/accept_local", "1"),
             ("net/ipv4/conf/all/accept_redirects", "0"),
             ("net/ipv4/conf/all/arp_announce", "2"),
             ("net/ipv4/conf/all/arp_ignore", "1"),
@@ -40,23 +42,15 @@ pub fn router_space() -> Space {
     }
 }
 
-fn default_of(hop: IpAddr) -> IpNet {
+pub fn default_of(hop: IpAddr) -> IpNet {
     match hop {
         IpAddr::V4(_) => IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0)),
         IpAddr::V6(_) => IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0)),
     }
 }
 
-/// The floating addresses on this node that a router translates.
-pub fn floating<'a>(s: &Sections<'a>, router: &Router) -> impl Iterator<Item = &'a FloatingIp> {
-    let (id, network) = (router.id, router.gateway.as_ref().map(|gateway| gateway.network));
-    let ports: Vec<&'a base::node::Port> = s.ports.values().copied().collect();
-    let all = ports.into_iter().flat_map(|port| port.floating.iter());
-    all.filter(move |f| f.router == id && Some(f.network) == network)
-}
-
 /// Puts the legs of a router in its namespace and their other ends in the bridges.
-pub fn plug(s: &Sections, state: &mut KernelState, router: &Router) {
+pub fn plug(s: &Sections, state: &mut KernelState, router: &Router, node: IpAddr) {
     for interface in &router.interfaces {
         let Some(network) = s.networks.get(&interface.network) else { continue };
         let addresses = interface.addresses.iter().copied().collect();
@@ -70,29 +64,35 @@ pub fn plug(s: &Sections, state: &mut KernelState, router: &Router) {
             &name,
         ));
     }
-    let gateway = router.gateway.as_ref();
-    if let Some((gateway, network)) = gateway.and_then(|g| Some((g, s.networks.get(&g.network)?))) {
-        let mut addresses: BTreeSet<IpNet> = gateway.addresses.iter().copied().collect();
-        addresses.extend(floating(s, router).map(|floating| IpNet::from(floating.floating)));
-        let name = leg(gateway.port, true);
-        add_leg(state, router, network, (gateway.port, &name, gateway.mac), addresses);
+    let network = router.gateway.as_ref().and_then(|gateway| s.networks.get(&gateway.network));
+    let gateway = Gateway::of(s, router, node).filter(|_| network.is_some());
+    let Some(space) = state.places.get_mut(&Place::Router(router.id)) else { return };
+    if let (Some(gateway), Some(leg), Some(network)) = (&gateway, &router.gateway, network) {
+        space.links.insert(state::leg(leg.port, true), gateway.leg(network));
+        gateway.translate(space);
     }
-    if let Some(space) = state.places.get_mut(&Place::Router(router.id)) {
-        space.routes = routes(router, space);
-        space.tables = [("inet shisa".to_string(), translation(s, router, gateway))].into();
+    space.routes.extend(gateway.iter().flat_map(Gateway::routes));
+    space.routes.extend(routes(router, gateway.as_ref(), space));
+    space.tables.insert("inet shisa".to_string(), gateway::translation(gateway.as_ref()));
+    if let (Some(leg), Some(network)) = (&router.gateway, network) {
+        plug_network(state, network, &leg_port(leg.port));
     }
 }
 
 /// The default by the gateway and the extra routes, as far as a leg reaches their next hops: the kernel takes no others.
-fn routes(router: &Router, space: &Space) -> BTreeSet<(IpNet, IpAddr)> {
-    let nets: Vec<&IpNet> = space.links.values().flat_map(|link| &link.addresses).collect();
+fn routes(router: &Router, gateway: Option<&Gateway>, space: &Space) -> BTreeSet<Route> {
+    let held = space.links.values().flat_map(|link| &link.addresses);
+    let held = held.map(|net| (net.trunc(), net.addr()));
+    let outside = gateway.into_iter().flat_map(Gateway::links).map(|net| (net, net.addr()));
+    let nets: Vec<(IpNet, IpAddr)> = held.chain(outside).collect();
     let hops = router.gateway.iter().flat_map(|gateway| gateway.next_hops.iter());
     let defaults = hops.map(|hop| (default_of(*hop), *hop));
     let extra = router.routes.iter().map(|(to, via)| (to.trunc(), *via));
     let reached = |(_, via): &(IpNet, IpAddr)| {
-        router.admin_up && nets.iter().any(|net| net.contains(via) && net.addr() != *via)
+        router.admin_up && nets.iter().any(|(net, own)| net.contains(via) && own != via)
     };
-    defaults.chain(extra).filter(reached).collect()
+    let all = defaults.chain(extra).filter(reached);
+    all.map(|(to, via)| Route { table: MAIN, to, via: Some(via), device: None }).collect()
 }
 
 fn add_leg(
@@ -127,49 +127,11 @@ fn neighbours<'a>(
     let mut out = BTreeMap::new();
     for member in members {
         let here = |a: &&IpAddr| own.iter().any(|net| net.contains(*a) && net.addr() != **a);
-        for address in member.addresses.iter().filter(here) {
+        for address in member.addresses.iter().filter(here).filter(|_| !cfg!(feature = "break-east-west")) {
             out.insert((device.to_string(), *address), member.mac);
         }
     }
     out
-}
-
-fn translation(s: &Sections, router: &Router, gateway: Option<&RouterGateway>) -> Table {
-    let mut maps: BTreeMap<String, Set> = BTreeMap::new();
-    for name in ["fip_in", "fip_out"] {
-        let of = "type ipv4_addr : ipv4_addr".to_string();
-        maps.insert(name.to_string(), Set { of, elements: BTreeMap::new() });
-    }
-    for f in floating(s, router).filter(|f| f.floating.is_ipv4() && f.fixed.is_ipv4()) {
-        for (map, key, value) in [("fip_in", f.floating, f.fixed), ("fip_out", f.fixed, f.floating)] {
-            if let Some(map) = maps.get_mut(map) {
-                map.elements.insert(vec![key.to_string()], value.to_string());
-            }
-        }
-    }
-    let mut base = vec![
-        "chain pre { type nat hook prerouting priority -100; policy accept; }".to_string(),
-        "chain post { type nat hook postrouting priority 100; policy accept; }".to_string(),
-        "rule pre dnat ip to ip daddr map @fip_in".to_string(),
-    ];
-    if let Some(gateway) = gateway {
-        base.extend(sources(gateway).into_iter().map(|rule| format!("rule post {rule}")));
-    }
-    table(base, maps).seal()
-}
-
-/// Whose address packets take on their way out, and when they turn around.
-fn sources(gateway: &RouterGateway) -> Vec<String> {
-    let out = leg(gateway.port, true);
-    let own = gateway.addresses.iter().map(IpNet::addr).find(IpAddr::is_ipv4);
-    let mut rules = vec![format!("oifname \"{out}\" snat ip to ip saddr map @fip_out")];
-    if let Some(own) = own.filter(|_| gateway.snat) {
-        rules.push(format!("oifname \"{out}\" meta nfproto ipv4 snat ip to {own}"));
-    }
-    let turned = format!("iifname != \"{out}\" oifname != \"{out}\" ct status dnat");
-    rules.push(format!("{turned} snat ip to ip saddr map @fip_out"));
-    rules.extend(own.map(|own| format!("{turned} meta nfproto ipv4 snat ip to {own}")));
-    rules
 }
 
 /// External ranges leave by the uplink with the host's address. Forwarding is enabled on the two devices only.

@@ -139,7 +139,7 @@ fn planned(sections: BTreeMap<SectionKey, Section>, uplink: Option<&str>) -> Ker
         node_address: IpAddr::V4(Ipv4Addr::LOCALHOST),
         vxlan_port: 4789,
         uplink,
-        physical: BTreeMap::new(),
+        physical: [("public".to_string(), "eth1".to_string())].into(),
     };
     plan(&Sections::of(&document), &settings, Tracking::BrNetfilter)
 }
@@ -238,6 +238,48 @@ fn a_member_that_moves_to_a_third_node_is_replaced() {
     remote_member(&mut before, "192.0.2.7");
     remote_member(&mut after, "192.0.2.8");
     check("member_moved", &planned(before, None), &planned(after, None));
+}
+
+/// The small cloud's gateway shared with another node, with a port forwarded there; owned by the one or the other.
+fn shared(sections: &mut BTreeMap<SectionKey, Section>, owner: &str) {
+    let Some(Section::Router(router)) = sections.get_mut(&SectionKey::Router(id(4, 1))) else { return };
+    let (here, there): (IpAddr, IpAddr) = (Ipv4Addr::LOCALHOST.into(), "192.0.2.7".parse().unwrap());
+    let gateway = router.gateway.as_mut().unwrap();
+    gateway.owner = Some(owner.parse().unwrap());
+    let address = gateway.addresses[0].addr();
+    let share = |vtep, n| SnatShare { vtep, address, ports: SnatShare::block(n) };
+    gateway.shares = vec![share(here, 0), share(there, 1)];
+    let forward = |port, vtep| PortForward {
+        floating: "198.51.100.30".parse().unwrap(),
+        protocol: 6,
+        ports: (port, port),
+        fixed: "10.0.0.6".parse().unwrap(),
+        fixed_ports: (22, 22),
+        vtep: Some(vtep),
+    };
+    router.forwards = vec![forward(2200, here), forward(2201, there)];
+}
+
+#[test]
+fn a_gateway_that_is_shared_steers_by_blocks() {
+    check_change("gateway_shared", |s| shared(s, "127.0.0.1"));
+}
+
+#[test]
+fn a_gateway_that_another_node_owns_has_only_what_is_here() {
+    let mut before = sections();
+    shared(&mut before, "127.0.0.1");
+    let mut after = sections();
+    shared(&mut after, "192.0.2.7");
+    check("gateway_given", &planned(before, None), &planned(after, None));
+}
+
+#[test]
+fn a_physical_network_is_bridged_to_the_hosts_device() {
+    check_change("physical", |s| match s.get_mut(&SectionKey::Network(id(1, 9))) {
+        Some(Section::Network(network)) => network.physical = Some("public".to_string()),
+        _ => panic!("there is such a network"),
+    });
 }
 
 #[test]

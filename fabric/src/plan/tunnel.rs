@@ -6,11 +6,12 @@
 //! a member are answered by the bridge; those for unknown addresses, and frames for unknown receivers, go to the nodes
 //! that have a member, and to no others.
 
-use super::{Sections, link};
+use super::{Sections, host_mac, link};
 use crate::Settings;
 use crate::state::{BRIDGE, BridgePort, LinkKind, Space, Station, TUNNEL, leg_port};
 use base::node::{Member, Network, Router};
 use base::units::Mac;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use uuid::Uuid;
 
@@ -26,8 +27,24 @@ fn remote<'a>(
     members.filter_map(|member| Some((member, member.vtep.filter(|vtep| *vtep != settings.node_address)?)))
 }
 
+/// Legs of routers that other nodes have into an external network: those of this node's own routers, whether or not
+/// they are among the members.
+fn legs_elsewhere(s: &Sections, settings: &Settings, network: Uuid) -> BTreeMap<Mac, IpAddr> {
+    let gateways = s.routers.values().filter_map(|router| router.gateway.as_ref());
+    let mut out = BTreeMap::new();
+    for gateway in gateways.filter(|gateway| gateway.network == network) {
+        let nodes = gateway.shares.iter().map(|share| share.vtep).chain(gateway.owner);
+        let others = nodes.filter(|vtep| *vtep != settings.node_address);
+        out.extend(others.map(|vtep| (gateway.mac_at(vtep), vtep)));
+    }
+    out
+}
+
 /// Whether another node has a member of the network, or a leg into it of a router with a member behind.
 fn is_shared(s: &Sections, settings: &Settings, network: Uuid) -> bool {
+    if !legs_elsewhere(s, settings, network).is_empty() {
+        return true;
+    }
     let beyond = distributed_legs(s, network).flat_map(|(router, _)| router.interfaces.iter());
     let mut networks = beyond.map(|interface| interface.network).chain([network]);
     networks.any(|network| remote(s, settings, network).next().is_some())
@@ -35,19 +52,24 @@ fn is_shared(s: &Sections, settings: &Settings, network: Uuid) -> bool {
 
 /// Adds the tunnel to a network's namespace, when another node may send to it.
 pub fn dig(s: &Sections, settings: &Settings, network: &Network, space: &mut Space) {
-    stay_here(s, network, space);
+    stay_here(s, settings, network, space);
     if network.physical.is_some() || !is_shared(s, settings, network.id) {
         return;
     }
     let kind = LinkKind::Vxlan { vni: network.vni, port: settings.vxlan_port, local: settings.node_address };
     let mut device = link(kind);
     (device.mtu, device.master) = (Some(network.mtu), Some(BRIDGE.to_string()));
-    device.port = Some(BridgePort { learning: false, suppress: true });
+    // Questions of nobody are not passed on where the bridge answers, and the legs of routers ask so.
+    device.port = Some(BridgePort { learning: false, suppress: !network.external });
     space.links.insert(TUNNEL.to_string(), device);
-    for (member, vtep) in remote(s, settings, network.id) {
-        for mac in [member.mac, EVERYONE] {
+    let legs = legs_elsewhere(s, settings, network.id);
+    let members = remote(s, settings, network.id).map(|(member, vtep)| (member.mac, vtep));
+    for (mac, vtep) in members.chain(legs) {
+        for mac in [mac, EVERYONE] {
             space.stations.insert(Station { device: TUNNEL.to_string(), mac, vtep: Some(vtep) });
         }
+    }
+    for (member, _) in remote(s, settings, network.id) {
         for address in &member.addresses {
             space.neighbours.insert((BRIDGE.to_string(), *address), member.mac);
         }
@@ -55,23 +77,29 @@ pub fn dig(s: &Sections, settings: &Settings, network: &Network, space: &mut Spa
 }
 
 /// The legs of routers that every node has, and the ports of services that every node answers.
-fn stay_here(s: &Sections, network: &Network, space: &mut Space) {
+fn stay_here(s: &Sections, settings: &Settings, network: &Network, space: &mut Space) {
     let Some(table) = space.tables.get_mut("bridge shisa") else { return };
+    let mut insert = |set: &str, key: String| {
+        if let Some(set) = table.sets.get_mut(set) {
+            set.elements.insert(vec![key], String::new());
+        }
+    };
+    if network.external && network.physical.is_none() {
+        insert("host", host_mac(settings, network.id).to_string());
+        let gateways = network.subnets.iter().filter_map(|subnet| subnet.gateway);
+        gateways.filter(IpAddr::is_ipv4).for_each(|gateway| insert("held", gateway.to_string()));
+    }
     for (router, interface) in distributed_legs(s, network.id) {
         let device = leg_port(interface.port);
         space.stations.insert(Station { device, mac: interface.mac, vtep: None });
         for address in interface.addresses.iter().filter(|_| router.admin_up) {
             space.neighbours.insert((BRIDGE.to_string(), address.addr()), interface.mac);
         }
-        if let Some(set) = table.sets.get_mut("legs") {
-            set.elements.insert(vec![interface.mac.to_string()], String::new());
-        }
+        insert("legs", interface.mac.to_string());
     }
     for subnet in network.subnets.iter().filter(|subnet| subnet.dhcp) {
         let port = if subnet.cidr.addr().is_ipv4() { "67" } else { "547" };
-        if let Some(set) = table.sets.get_mut("answered") {
-            set.elements.insert(vec![port.to_string()], String::new());
-        }
+        insert("answered", port.to_string());
     }
 }
 
@@ -92,6 +120,8 @@ pub fn rules() -> Vec<String> {
     rules.extend([
         format!("rule tunnel oifname != \"{TUNNEL}\" accept"),
         "rule tunnel meta mark 8 drop".to_string(),
+        "rule tunnel ether saddr @host drop".to_string(),
+        "rule tunnel ether type arp arp daddr ip @held drop".to_string(),
         format!("rule tunnel {everyone} accept"),
         "rule tunnel ether saddr @legs drop".to_string(),
         "rule tunnel meta l4proto udp th dport @answered drop".to_string(),

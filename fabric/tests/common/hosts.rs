@@ -16,6 +16,8 @@ pub struct Hosts {
     pub hosts: Vec<Host>,
     /// Joins the hosts by a bridge.
     pub wire: Namespace,
+    /// The first address of `OUTSIDE`, on a physical network that all hosts have a device to.
+    pub world: Namespace,
     home: File,
 }
 
@@ -45,6 +47,10 @@ pub fn vtep(host: usize) -> IpAddr {
     IpAddr::from([192, 0, 2, host as u8 + 1])
 }
 
+/// The range and the name of the physical network.
+pub const OUTSIDE: &str = "198.18.77.0/24";
+pub const PHYSICAL: &str = "public";
+
 impl Hosts {
     async fn new(count: usize) -> Hosts {
         let home = File::open("/proc/thread-self/ns/net").unwrap();
@@ -52,8 +58,13 @@ impl Hosts {
         quiet(&wire);
         wire.ip("link add wire0 type bridge mcast_snooping 0");
         wire.ip("link set wire0 up");
+        let world = Namespace::new("world");
+        quiet(&world);
+        world.ip("link add wire1 type bridge mcast_snooping 0");
+        world.ip("addr add 198.18.77.1/24 dev wire1");
+        world.ip("link set wire1 up");
         let first = new_cloud();
-        let mut hosts = Hosts { hosts: Vec::new(), wire, home };
+        let mut hosts = Hosts { hosts: Vec::new(), wire, world, home };
         for n in 0..count {
             let ns = Namespace::new("host");
             ns.ip(&format!(
@@ -71,11 +82,15 @@ impl Hosts {
             let port = format!("host{n}");
             let station = format!("02:00:00:00:01:0{n}");
             sh(&["bridge", "-n", &hosts.wire.0, "fdb", "add", &station, "dev", &port, "master", "static"]);
+            ns.ip(&format!("link add ext0 type veth peer name ext{n} netns {}", hosts.world.0));
+            hosts.world.ip(&format!("link set ext{n} master wire1 up"));
             hosts.hosts.push(Host { ns, world: None });
             hosts.enter(n);
             let cloud = if n == 0 { first } else { new_cloud() };
             let vxlan_port = fabric::vxlan_port(first);
-            let world = World::with(Settings { node_address: vtep(n), vxlan_port, ..settings(cloud) }).await;
+            let physical = [(PHYSICAL.to_string(), "ext0".to_string())].into();
+            let with = Settings { node_address: vtep(n), vxlan_port, physical, ..settings(cloud) };
+            let world = World::with(with).await;
             hosts.hosts[n].world = Some(world);
         }
         hosts
@@ -104,6 +119,38 @@ impl Hosts {
         let id = network.id;
         self.put(Section::Network(network));
         id
+    }
+
+    /// The external network, on the physical one or held by each host.
+    pub fn external(&mut self, physical: bool) -> Uuid {
+        let mut public = network(9, OUTSIDE);
+        public.external = true;
+        public.physical = physical.then(|| PHYSICAL.to_string());
+        public.subnets[0].dhcp = false;
+        let id = public.id;
+        self.put(Section::Network(public));
+        id
+    }
+
+    /// A router whose gateway is 198.18.77.(10 + n), with a block for each host, owned by one.
+    pub fn router(&mut self, n: u8, legs: &[(Uuid, &str)], public: Uuid, owner: usize) -> Router {
+        let mut router = router(n, legs);
+        let own: IpAddr = IpAddr::from([198, 18, 77, 10 + n]);
+        let mut outside = gateway(n, public, &format!("{own}/24"), "198.18.77.1");
+        outside.owner = Some(vtep(owner));
+        let share = |n: usize| SnatShare { vtep: vtep(n), address: own, ports: SnatShare::block(n as u16) };
+        outside.shares = (0..self.hosts.len()).map(share).collect();
+        router.gateway = Some(outside);
+        self.put(Section::Router(router.clone()));
+        router
+    }
+
+    /// Gives a port of a host a floating address.
+    pub fn float(&mut self, host: usize, port: &Port, floating: &str, router: Uuid, network: Uuid) {
+        let (floating, fixed) = (address(floating), port.fixed[0].address);
+        let mut port = port.clone();
+        port.floating = vec![FloatingIp { floating, fixed, router, network }];
+        self.at(host).put(Section::Port(port));
     }
 
     /// A port on a host, that all know as a member of its network.

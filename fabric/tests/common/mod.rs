@@ -98,6 +98,17 @@ impl Drop for Namespace {
     }
 }
 
+/// Whether something becomes so within some seconds: bridges take frames some time after a device's carrier.
+pub fn eventually(mut is: impl FnMut() -> bool) -> bool {
+    for _ in 0..20 {
+        if is() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(250));
+    }
+    false
+}
+
 pub fn sh(command: &[&str]) -> String {
     let out = Command::new(command[0]).args(&command[1..]).output().unwrap();
     assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
@@ -397,10 +408,47 @@ impl Guest {
         serve(listener);
     }
 
+    /// Who a server says is asking it.
+    pub fn seen_by(&self, to: &str, port: u16) -> String {
+        let to = std::net::SocketAddr::new(to.parse().unwrap(), port);
+        self.ns.inside(|| talk(to)).unwrap_or_default()
+    }
+
+    /// Whether a datagram to a closed port is told to be so.
+    pub fn is_refused(&self, to: &str, port: u16) -> bool {
+        self.ns.inside(|| {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(900))).unwrap();
+            socket.connect((to, port)).unwrap();
+            let _ = socket.send(b"hello");
+            let answer = socket.recv(&mut [0; 8]);
+            answer.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
+        })
+    }
+
+    /// Whether an echo of this many bytes comes back.
+    pub fn pings_with(&self, to: &str, bytes: u32) -> bool {
+        let size = bytes.to_string();
+        let ping =
+            ["netns", "exec", &self.ns.0, "ping", "-n", "-c", "2", "-i", "0.2", "-W", "1", "-s", &size, to];
+        Command::new("ip").args(ping).output().unwrap().status.success()
+    }
+
     pub fn connects(&self, to: &str, port: u16) -> bool {
         let to = std::net::SocketAddr::new(to.parse().unwrap(), port);
         self.ns.inside(|| talk(to).is_some())
     }
+}
+
+/// Tells who asks, with the port.
+pub fn serve_ports(listener: std::net::TcpListener) {
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let peer = stream.peer_addr().map(|p| p.to_string()).unwrap_or_default();
+            let _ = stream.write_all(peer.as_bytes());
+        }
+    });
 }
 
 /// Who the other side of an echo is said to be: the server answers with the address it saw.
