@@ -51,6 +51,10 @@ impl Guest {
         let space = Space::new();
         let inner = space.inside(|| open_tap("eth0")).map_err(|e| e.to_string())?;
         space.sysctl("net.ipv6.conf.eth0.accept_ra=0");
+        if identity.addresses.iter().all(IpAddr::is_ipv4) {
+            // No packets but those that are asked for.
+            space.sysctl("net.ipv6.conf.eth0.disable_ipv6=1");
+        }
         space.ip(&format!("link set eth0 address {} mtu {} up", identity.mac, identity.mtu));
         let stop = Arc::new(AtomicBool::new(false));
         let flag = stop.clone();
@@ -83,9 +87,7 @@ impl Drop for Guest {
 
 /// Whether one of three echo requests is answered.
 pub fn pings(space: &Space, to: &str, more: &[&str]) -> bool {
-    space
-        .run(&format!("ping -n -c 3 -i 0.2 -W 1 {} {to}", more.join(" ")))
-        .is_ok_and(|said| !said.contains(" 0 received"))
+    space.run(&format!("ping -n -c 3 -i 0.2 -W 1 {} {to}", more.join(" "))).is_ok()
 }
 
 /// Who we are to a TCP echo: `ADDRESS:PORT` as it is seen there.

@@ -14,6 +14,7 @@ mod cloud;
 mod guest;
 mod hosts;
 mod isolate;
+mod packets;
 mod space;
 mod town;
 
