@@ -19,7 +19,7 @@ fn is_seen_as(seen: &Outcome, address: &str) -> bool {
 fn seen_as(from: &Guest, to: &str, expect: &str) -> Outcome {
     until(SOON, || {
         let seen = from.asks(to, ECHO);
-        ensure(is_seen_as(&seen, expect), format!("{} at {to} is {seen:?}, expected {expect}", from.name))
+        ensure(is_seen_as(&seen, expect), format!("{} at {to} is {seen:?}, to be {expect}", from.name))
     })
 }
 
@@ -135,20 +135,28 @@ pub fn snat_udp_icmp(town: &mut Town) -> Outcome {
 pub fn forwarding(town: &mut Town) -> Outcome {
     let made = town.api.make("floatingip", json!({"floating_network_id": town.outside}))?;
     let (id, address) = (text(&made["id"]), text(&made["floating_ip_address"]));
-    for (n, guest) in town.blues.iter().enumerate() {
-        let forward = json!({"port_forwarding": {
+    let forwards = format!("/v2.0/floatingips/{id}/port_forwardings");
+    let forward = |(n, guest): (usize, &Guest)| {
+        let body = json!({"port_forwarding": {
             "protocol": "tcp", "external_port": 2200 + n, "internal_port": ECHO, "internal_port_id": guest.port,
             "internal_ip_address": guest.address().to_string(),
         }});
-        town.api.call("POST", &format!("/v2.0/floatingips/{id}/port_forwardings"), forward)?;
-    }
+        Ok(text(&town.api.call("POST", &forwards, body)?["port_forwarding"]["id"]))
+    };
+    let made = town.blues.iter().enumerate().map(forward).collect::<Outcome<Vec<_>>>()?;
+    let outcome = forwarded(town, &address);
+    made.iter().try_for_each(|forward| town.api.delete(&format!("{forwards}/{forward}")))?;
+    town.unfloat(&id)?;
+    outcome
+}
+
+fn forwarded(town: &Town, address: &str) -> Outcome {
     let one = |port: u16| {
-        let seen = until(SOON, || asks(&town.machines.world, &address, port))?;
+        let seen = until(SOON, || asks(&town.machines.world, address, port))?;
         ensure(is_seen_as(&Ok(seen.clone()), WORLD), format!("{port}: the world is {seen}"))
     };
-    let world = (2200..2203).map(one).collect::<Outcome<Vec<_>>>().map(|seen| seen.join(", "));
-    let inside = until(SOON, || town.blues[2].asks(&address, 2201));
-    let other = asks(&town.machines.world, &address, 2203);
-    town.unfloat(&id)?;
-    ensure(other.is_err(), format!("{}, from inside {}, another port {other:?}", world?, inside?))
+    let world = (2200..2203).map(one).collect::<Outcome<Vec<_>>>()?.join(", ");
+    let inside = until(SOON, || town.blues[2].asks(address, 2201))?;
+    let other = asks(&town.machines.world, address, 2203);
+    ensure(other.is_err(), format!("{world}, from inside {inside}, another port {other:?}"))
 }
