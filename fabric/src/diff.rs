@@ -62,7 +62,7 @@ impl Step {
     fn phase(&self) -> u8 {
         match &self.action {
             Action::Create => 0,
-            Action::Sysctl(..) if self.place != Place::Host => 1,
+            Action::Sysctl(key, _) if !of_device(key) => 1,
             Action::LinkRemove(_) => 2,
             Action::Nft(_) => 3,
             Action::LinkAdd(_, LinkKind::Bridge, _) => 4,
@@ -83,6 +83,12 @@ impl Step {
             Action::Remove => 19,
         }
     }
+}
+
+/// Whether a switch is of one device, which must be there first.
+fn of_device(key: &str) -> bool {
+    let mut parts = key.split('/').skip(2);
+    parts.next() == Some("conf") && !matches!(parts.next(), Some("all" | "default") | None)
 }
 
 /// The steps from `seen` to `wanted`; none when the kernel is as it should be.
@@ -141,6 +147,13 @@ fn space(seen: &Space, want: &Space, out: &mut Vec<Action>) {
         if !want.neighbours.contains_key(&(device.clone(), *address)) {
             out.push(Action::NeighbourRemove(device.clone(), *address));
         }
+    }
+    // A member of a network that is gone, or another's now: what it had through the router ends.
+    let left = seen.neighbours.iter().filter(|((device, _), _)| device.starts_with("qr-") && stays(device));
+    let left = left.filter(|(key, mac)| want.neighbours.get(*key) != Some(*mac));
+    let left: BTreeSet<IpAddr> = left.map(|((_, address), _)| *address).collect();
+    if !left.is_empty() {
+        out.push(Action::Forget(left));
     }
     for (key, mac) in &want.neighbours {
         if !stays(&key.0) || seen.neighbours.get(key) != Some(mac) {

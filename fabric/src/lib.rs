@@ -1,7 +1,7 @@
 //! The network of one node: from the sections of a document to the kernel, and the answers that guests get from it.
 //!
-//! `plan` and `diff` are pure and tested as text; `kernel` observes and applies; `respond` answers DHCP, router
-//! solicitations and holds the metadata sockets. `Fabric::sync` is the only way in: observe, diff, apply, report. It
+//! `plan` and `diff` are pure and tested as text; `kernel` observes and applies; `respond` answers DHCP, DNS and
+//! router solicitations beside it and holds the metadata sockets. `Fabric::sync` is the only way in: observe, diff, apply, report. It
 //! may be called at any time and again; when all is right it changes nothing, also in a new process.
 //!
 //! Every namespace carries the cloud's short id in its name, devices and tables in the host's namespace too; nothing
@@ -15,24 +15,23 @@
 //! Floating addresses are on the node of their port; guests without one leave by a block of the gateway's ports, and what
 //! comes back to the gateway's owner is passed on without state (`plan::gateway`).
 //!
-//! Deliberately absent for now: flowtables, DHCPv6, DNS, metadata over IPv6, QoS, trunks, floating addresses of IPv6.
+//! Deliberately absent for now: flowtables, QoS, trunks, floating addresses of IPv6.
 
-pub mod dhcp;
 pub mod diff;
 mod kernel;
 pub mod plan;
-mod ra;
-mod respond;
+pub mod respond;
 pub mod state;
 
-pub use respond::{Listener, Listeners, Post};
+pub use respond::metadata::{Listener, Listeners};
+pub use respond::{Post, Responder, Servers};
 pub use state::Place;
 
 use base::node::{Document, PortReport};
 use base::{Error, Result};
 use kernel::{Kernel, nft, tap, uplink};
 use plan::{Sections, Tracking};
-use respond::Responders;
+use respond::metadata::Metadata;
 use state::KernelState;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -76,7 +75,7 @@ pub struct Fabric {
     settings: Settings,
     tracking: Tracking,
     kernel: Arc<Mutex<Kernel>>,
-    responders: Responders,
+    metadata: Metadata,
     /// By network and fixed address, as of the last `sync`.
     ports: BTreeMap<(Uuid, IpAddr), Uuid>,
     /// Namespace and device of each port, as of the last `sync`.
@@ -102,7 +101,7 @@ impl Fabric {
             settings,
             tracking,
             kernel: Arc::new(Mutex::new(kernel)),
-            responders: Responders::default(),
+            metadata: Metadata::default(),
             ports: BTreeMap::new(),
             taps: BTreeMap::new(),
             done: Done::default(),
@@ -120,9 +119,8 @@ impl Fabric {
         self.done = blocking(move || converge(&kernel, &settings, &target)).await?;
         let failed: BTreeSet<Place> = self.done.failures.iter().map(|(place, _)| *place).collect();
         self.remember(&sections, &wanted);
-        let kernel = self.kernel.clone();
-        for (place, error) in self.responders.follow(&lock(&kernel), &sections) {
-            tracing::warn!(error = error.chain(), %place, "guests are not answered there");
+        for (place, error) in self.metadata.follow(self.settings.cloud, &sections) {
+            tracing::warn!(error = error.chain(), %place, "guests reach no metadata there");
             self.done.failures.push((place, error.chain()));
         }
         let up = |port: &&base::node::Port| {
@@ -163,7 +161,7 @@ impl Fabric {
 
     /// Metadata sockets that came and went since the last call: ask after each `sync`.
     pub fn metadata_listeners(&mut self) -> Listeners {
-        self.responders.listeners()
+        self.metadata.listeners()
     }
 
     /// Whose address it is on a network; the network is the listener's.

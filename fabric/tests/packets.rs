@@ -143,6 +143,10 @@ fn a_port_speaks_only_as_itself() {
         w.put(Section::Port(a.clone()));
         w.sync().await;
         assert!(from_other(), "an allowed pair");
+        a.pairs.push(("::/0".parse().unwrap(), a.mac));
+        a.pairs.push(("fd00:75::/64".parse().unwrap(), mac(77)));
+        w.put(Section::Port(a.clone()));
+        w.sync().await;
         guest.ns.ip("link set eth0 address fa:16:3e:99:99:99");
         assert!(!guest.pings("10.75.0.6"), "a MAC of another");
         a.port_security = false;
@@ -287,7 +291,7 @@ fn metadata_tells_the_network_and_the_source_also_when_they_overlap() {
         w.put(Section::Router(router(1, &[(two, "10.79.0.1/24")])));
         w.sync().await;
         for listener in &w.listeners {
-            answer(&listener.socket, listener.network);
+            listener.sockets.iter().for_each(|socket| answer(socket, listener.network));
         }
         let guests = [w.guest(&a), w.guest(&b)];
         let asks = |guest: &Guest| guest.ns.inside(|| talk("169.254.169.254:80".parse().unwrap()));

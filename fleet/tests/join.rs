@@ -202,6 +202,7 @@ async fn a_certificate_is_renewed_in_time_and_an_old_one_is_refused() {
         address: "127.0.0.1".parse().unwrap(),
         fabric: false,
         guest_uids: None,
+        responder: None,
     };
     let remote = Remote::new(&world.address, credentials.clone());
     let keeping = tokio::spawn({

@@ -87,7 +87,11 @@ fn rule_set_of(state: &State, host: &str, hash: u64) -> Option<node::RuleSet> {
 }
 
 fn port_section(state: &State, port: &Port) -> node::Port {
-    let floating = state.by(&floating_ip::BY_PORT, port.id).filter_map(|f| {
+    // The floating addresses of an address that its guest holds for a port without a node are its own, too.
+    let held = port.claims.iter().filter_map(|a| port::with_address(state, port.network, *a));
+    let held = held.filter(|p| p.host.is_empty()).map(|p| p.id);
+    let ids = [port.id].into_iter().chain(held);
+    let floating = ids.flat_map(|id| state.by(&floating_ip::BY_PORT, id)).filter_map(|f| {
         let at = f.association.as_ref()?;
         let (floating, fixed, router, network) = (f.address, at.fixed, at.router.uuid(), f.network.uuid());
         Some(node::FloatingIp { floating, fixed, router, network })
@@ -174,7 +178,7 @@ fn leg_of_each_node(
 fn member(state: &State, port: &Port) -> node::Member {
     node::Member {
         mac: port.mac,
-        addresses: port.fixed.iter().map(|f| f.address).collect(),
+        addresses: port.fixed.iter().map(|f| f.address).chain(port.claims.iter().copied()).collect(),
         vtep: fleet::node::address(state, &port.host),
         name: port.dns_name.clone(),
     }
@@ -323,7 +327,12 @@ fn touched(state: &State, entry: &Entry) -> Touched {
             }
         } else if let Some((before, after)) = change.of::<FloatingIp>() {
             let at = before.into_iter().chain(after).filter_map(|f| f.association.as_ref());
-            at.for_each(|a| touched.key(SectionKey::Port(a.port.uuid())));
+            for at in at {
+                touched.key(SectionKey::Port(at.port.uuid()));
+                let network = state.get::<Port>(&at.port).map(|p| p.network);
+                let holders = network.into_iter().flat_map(|n| state.by(&port::BY_CLAIM, (n, at.fixed)));
+                holders.for_each(|p| touched.key(SectionKey::Port(p.id.uuid())));
+            }
         } else if let Some((before, after)) = change.of::<PortForwarding>() {
             let routers = before.into_iter().chain(after).map(|f| f.router);
             routers.for_each(|r| touched.key(SectionKey::Router(r.uuid())));
@@ -370,7 +379,7 @@ pub fn observed(tx: &mut store::Tx, node: &str, report: &node::Report) -> base::
     for (id, seen) in &report.ports {
         let id = Id::from_uuid(*id);
         if tx.get::<Port>(&id).is_some_and(|p| p.host == node) {
-            port::observed(tx, id, seen.up)?;
+            port::observed(tx, id, seen.up, &seen.claims)?;
         }
     }
     Ok(())

@@ -50,7 +50,8 @@ pub(crate) fn port_bound(tx: &mut Tx, bound: &Port) -> Result<()> {
     Ok(())
 }
 
-/// Gives what nodes hold that are not `alive` to others that are. Returns whether anything moved.
+/// Gives what nodes hold that are not `alive` to others that are, and frees the blocks of nodes without a port behind
+/// the router. Returns whether anything moved.
 pub fn move_from_lost(tx: &mut Tx, alive: &dyn Fn(&str) -> bool) -> Result<bool> {
     let all: Vec<Arc<Router>> = tx.all::<Router>().cloned().collect();
     let mut moved = false;
@@ -58,13 +59,14 @@ pub fn move_from_lost(tx: &mut Tx, alive: &dyn Fn(&str) -> bool) -> Result<bool>
         let mut router = Router::clone(&old);
         place(tx, &mut router, alive);
         let nodes = nodes_behind(tx, &router);
-        if let Some(gateway) = &mut router.gateway
-            && gateway.owner.as_deref().is_some_and(|owner| !alive(owner))
-        {
-            let next = nodes.iter().find(|node| alive(node) && gateway.blocks.contains_key(*node));
-            gateway.owner = next.cloned().or(gateway.owner.take());
+        if let Some(gateway) = &mut router.gateway {
+            share(gateway, &nodes);
+            if gateway.owner.as_deref().is_some_and(|owner| !alive(owner)) {
+                let next = nodes.iter().find(|node| alive(node) && gateway.blocks.contains_key(*node));
+                gateway.owner = next.cloned().or(gateway.owner.take());
+            }
         }
-        moved |= keep(tx, &old, router)?.host != old.host;
+        moved |= !Arc::ptr_eq(&keep(tx, &old, router)?, &old);
     }
     Ok(moved)
 }

@@ -1,11 +1,11 @@
-//! The end of a node: all its guests, ended from outside of its process, also after a crash.
+//! The end of a node: all its guests and its responder, ended from outside of its process, also after a crash.
 
 use crate::host::{files, guests_of};
 use crate::vm::life::{Files, Run};
 use crate::vm::plan::Machine;
 use crate::vm::process::{self, Process};
 use crate::vm::qmp::Qmp;
-use crate::{file, vm};
+use crate::{file, responder, vm};
 use base::{Error, Result};
 use serde_json::json;
 use std::path::Path;
@@ -30,6 +30,7 @@ pub enum Ending {
 ///
 /// Errors: a guest that does not end.
 pub async fn down(state: &Path, cloud: u32, ending: Ending) -> Result<()> {
+    responder::end(state).await?;
     let guests = guests_of(state)?;
     if let Ending::Ask(limit) = ending {
         let mut asked: JoinSet<_> =

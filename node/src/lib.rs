@@ -18,11 +18,13 @@ mod metadata;
 mod network;
 mod observed;
 pub mod remote;
+mod responder;
 mod simulated;
 mod vm;
 
 pub use down::{Ending, down};
 pub use link::{Answer, ImageBytes, Link};
+pub use responder::respond;
 pub use simulated::Simulated;
 pub use vm::process::{Process, boot_id};
 
@@ -31,6 +33,7 @@ use base::{Error, Result};
 use ledger::Ledger;
 use network::{Kept, Network};
 use observed::Observed;
+use responder::Answers;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -59,6 +62,9 @@ pub struct Settings {
     pub fabric: bool,
     /// The first of 65,536 user ids that guests run as; none, or when we are not root: our own.
     pub guest_uids: Option<u32>,
+    /// The program that answers guests beside this process, as `PROGRAM responder DIRECTORY CLOUD`; none: this process
+    /// does, and guests are not answered while it is away.
+    pub responder: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -155,7 +161,7 @@ impl Node {
         let observed = self.inner.observed.clone();
         let host = host::Host::new(settings, link.clone(), observed, acceleration, network)?;
         let machine = host::Machine::new(Arc::new(host), self.inner.document.subscribe());
-        let ledger = Ledger::open(settings.state.join("ledger.json"))?;
+        let ledger = Ledger::open(responder::ledger(&settings.state))?;
         let hello = Hello {
             vcpus: hardware.vcpus,
             memory_mib: hardware.memory_mib,
@@ -182,7 +188,8 @@ impl Node {
             uplink: settings.uplink.clone(),
             physical: settings.physical.clone(),
         };
-        Ok(Some(Arc::new(Network::new(fabric::Fabric::open(fabric).await?))))
+        let answers = Answers::new(settings.responder.clone(), settings.state.clone(), settings.cloud);
+        Ok(Some(Arc::new(Network::new(fabric::Fabric::open(fabric).await?, answers))))
     }
 
     /// What is the same for both machines.

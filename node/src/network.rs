@@ -5,6 +5,7 @@
 
 use crate::metadata::serve::{Door, serve};
 use crate::observed::Observed;
+use crate::responder::Answers;
 use base::node::{Document, Generation};
 use base::pass::{self, Next, Pass};
 use base::{Error, Kind, Result};
@@ -24,13 +25,15 @@ const TAP_MAX: Duration = Duration::from_secs(30);
 /// The fabric, for the guests that plug into it.
 pub struct Network {
     fabric: Mutex<Fabric>,
+    answers: Mutex<Answers>,
     /// The newest document that the fabric has followed.
     synced: watch::Sender<Generation>,
 }
 
 impl Network {
-    pub fn new(fabric: Fabric) -> Network {
-        Network { fabric: Mutex::new(fabric), synced: watch::channel(Generation::default()).0 }
+    pub fn new(fabric: Fabric, answers: Answers) -> Network {
+        let (fabric, answers) = (Mutex::new(fabric), Mutex::new(answers));
+        Network { fabric, answers, synced: watch::channel(Generation::default()).0 }
     }
 
     /// The tap of a port, once the fabric has made it.
@@ -92,12 +95,12 @@ struct Keep {
     observed: Arc<Observed>,
     document: watch::Receiver<Arc<Document>>,
     state: PathBuf,
-    doors: BTreeMap<Post, AbortHandle>,
+    doors: BTreeMap<Post, Vec<AbortHandle>>,
 }
 
 impl Drop for Keep {
     fn drop(&mut self) {
-        self.doors.values().for_each(AbortHandle::abort);
+        self.doors.values().flatten().for_each(AbortHandle::abort);
     }
 }
 
@@ -116,6 +119,7 @@ impl Pass for Keep {
         let listeners = fabric.metadata_listeners();
         drop(fabric);
         self.open_and_close(listeners)?;
+        self.network.answers.lock().await.keep(&document).await?;
         for id in self.observed.ports_now().iter().filter(|id| !seen.contains_key(id)) {
             self.observed.port(*id, None);
         }
@@ -130,9 +134,7 @@ impl Pass for Keep {
 impl Keep {
     fn open_and_close(&mut self, listeners: Listeners) -> Result<()> {
         for post in listeners.closed {
-            if let Some(door) = self.doors.remove(&post) {
-                door.abort();
-            }
+            self.doors.remove(&post).into_iter().flatten().for_each(|door| door.abort());
         }
         for listener in listeners.opened {
             let door = Door {
@@ -141,8 +143,9 @@ impl Keep {
                 state: self.state.clone(),
                 observed: self.observed.clone(),
             };
-            let task = tokio::spawn(serve(TcpListener::from_std(listener.socket)?, door));
-            self.doors.insert(listener.post, task.abort_handle());
+            let sockets = listener.sockets.into_iter().map(TcpListener::from_std);
+            let tasks = sockets.map(|socket| Ok(tokio::spawn(serve(socket?, door.clone())).abort_handle()));
+            self.doors.insert(listener.post, tasks.collect::<Result<_>>()?);
         }
         Ok(())
     }

@@ -23,6 +23,7 @@ fn start(plane: &Arc<Plane>, n: u128, delay: Duration) -> (Node, tokio::task::Jo
         address: [127, 0, 0, 1].into(),
         fabric: false,
         guest_uids: None,
+        responder: None,
     });
     let (run, link) = (node.clone(), plane.link());
     (node, tokio::spawn(async move { run.run(link, std::future::pending()).await.unwrap() }))

@@ -41,6 +41,9 @@ enum Command {
     Demo(Demo),
     /// Print `export OS_...` lines for the OpenStack clients
     Env(Env),
+    /// Answers the guests of a node: the node starts it
+    #[command(hide = true)]
+    Responder(Responder),
 }
 
 #[derive(Args, Debug)]
@@ -181,6 +184,14 @@ pub struct Env {
     pub name: Option<String>,
 }
 
+#[derive(Args, Debug)]
+pub struct Responder {
+    /// What the node keeps
+    pub node: PathBuf,
+    /// The short id of its cloud
+    pub cloud: u32,
+}
+
 /// What stands behind a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -229,6 +240,7 @@ pub async fn run(cli: Cli, begin: Instant) -> Result<ExitCode> {
         Command::Status => return status::run(&directory).await,
         Command::Demo(demo) => demo::run(&directory, demo.image.as_deref(), begin).await?,
         Command::Env(env) => env::run(&directory, env.name.as_deref())?,
+        Command::Responder(of) => node::respond(&of.node, of.cloud).await?,
     }
     Ok(ExitCode::SUCCESS)
 }

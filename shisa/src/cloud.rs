@@ -254,6 +254,7 @@ fn settings(ids: &Ids, state: &std::path::Path, wishes: &Wishes) -> Vec<Settings
             physical: BTreeMap::new(),
             address: wishes.address.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
             guest_uids: machine::guest_uids(ids.cloud, state),
+            responder: std::env::current_exe().ok(),
             name,
             machine,
         }

@@ -147,5 +147,6 @@ fn settings(directory: &Directory, membership: &Membership, credentials: &Creden
         address: membership.address,
         fabric: membership.has_network(),
         guest_uids: machine::guest_uids(membership.cloud, &state),
+        responder: std::env::current_exe().ok(),
     })
 }

@@ -508,6 +508,9 @@ pub fn plug_port(tx: &mut Tx, cx: &Context, server: &Server, id: Id<Port>) -> Re
     if !port.device.is_empty() {
         return Err(Error::conflict(format!("Port {id} is still in use.")));
     }
+    if port.dns_name.is_empty() {
+        port::change(tx, id, |port| port.dns_name = server.hostname.clone())?;
+    }
     port::bind(tx, id, &server.id.to_string(), &owner(server), server.host.as_deref().unwrap_or(""))
 }
 
@@ -526,6 +529,7 @@ pub fn plug_network(
         host: server.host.clone().unwrap_or_default(),
         fixed: fixed.map(|address| vec![WantedIp { subnet: None, address: Some(address) }]),
         groups,
+        dns_name: server.hostname.clone(),
         ..NewPort::default()
     };
     let port = port::create(tx, server.project, &new).map_err(as_nova)?;

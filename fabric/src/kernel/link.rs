@@ -6,6 +6,7 @@ use super::Kernel;
 use super::netlink::Netlink;
 use super::tap;
 use crate::diff::LinkChange;
+use crate::plan::METADATA6;
 use crate::state::{BridgePort, Link, LinkKind, Place, Space, Station};
 use base::Result;
 use base::units::Mac;
@@ -316,8 +317,8 @@ fn observe_addresses(netlink: &mut Netlink, names: &BTreeMap<u32, String>, space
             })
         };
         let Some(address) = find(true).or_else(|| find(false)) else { continue };
-        let automatic =
-            address.is_loopback() || (address.is_ipv6() && message.header.scope == AddressScope::Link);
+        let automatic = address.is_loopback()
+            || (message.header.scope == AddressScope::Link && address.is_ipv6() && address != METADATA6);
         if let (false, Ok(net)) = (automatic, IpNet::new(address, message.header.prefix_len)) {
             link.addresses.insert(net);
         }

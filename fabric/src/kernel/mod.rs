@@ -49,10 +49,6 @@ impl Handle {
         Ok(Handle { namespace, inode, route, netfilter, rules: None })
     }
 
-    pub fn inode(&self) -> u64 {
-        self.inode
-    }
-
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         netns::inside(self.namespace.as_fd(), work)
     }

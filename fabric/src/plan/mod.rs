@@ -23,13 +23,15 @@ use crate::state::{
 use base::node::{Document, Group, Members, Network, Port, Router, RuleSet, Section, SectionKey, Vm};
 use base::units::Mac;
 use gateway::Gateway;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use uuid::Uuid;
 
 /// Where metadata and DHCP answer, on every network.
 pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// The same over IPv6. Source: openstack/neutron, metadata service over IPv6.
+pub const METADATA6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe);
 
 /// Who keeps the state of connections for the rules of bridged ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +118,7 @@ fn network_space(s: &Sections, settings: &Settings, network: &Network, tracking:
     bridge.mac = Some(own_mac(settings.cloud, &format!("bridge {}", network.id)));
     bridge.mtu = Some(network.mtu);
     bridge.addresses.insert(IpNet::from(IpAddr::V4(METADATA)));
+    bridge.addresses.insert(IpNet::V6(Ipv6Net::new_assert(METADATA6, 64)));
     let mut links: BTreeMap<String, Link> = [(BRIDGE.to_string(), bridge)].into();
     links.insert("lo".to_string(), link(LinkKind::Loopback));
     let mut neighbours = BTreeMap::new();

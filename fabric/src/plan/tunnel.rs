@@ -70,7 +70,7 @@ pub fn dig(s: &Sections, settings: &Settings, network: &Network, space: &mut Spa
         }
     }
     for (member, _) in remote(s, settings, network.id) {
-        for address in &member.addresses {
+        for address in member.addresses.iter().filter(|_| !cfg!(feature = "break-east-west")) {
             space.neighbours.insert((BRIDGE.to_string(), *address), member.mac);
         }
     }

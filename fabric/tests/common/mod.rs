@@ -7,7 +7,7 @@ pub mod hosts;
 
 use base::node::*;
 use base::units::Mac;
-use fabric::{Fabric, Listener, Settings};
+use fabric::{Fabric, Listener, Responder, Servers, Settings};
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, setns};
 use std::collections::BTreeMap;
@@ -121,6 +121,10 @@ pub struct World {
     pub document: Document,
     pub fabric: Option<Fabric>,
     pub listeners: Vec<Listener>,
+    /// What answers guests, beside the fabric as on a node.
+    pub responder: Option<Responder>,
+    /// In the place of `/etc/resolv.conf`.
+    resolv: tempfile::NamedTempFile,
 }
 
 impl World {
@@ -131,7 +135,22 @@ impl World {
     pub async fn with(settings: Settings) -> World {
         let fabric = Fabric::open(settings.clone()).await.unwrap();
         let cloud = settings.cloud;
-        World { cloud, settings, document: Document::default(), fabric: Some(fabric), listeners: Vec::new() }
+        let resolv = tempfile::NamedTempFile::new().unwrap();
+        let responder = Some(Responder::new(cloud, Servers(resolv.path().into())));
+        World {
+            cloud,
+            settings,
+            document: Document::default(),
+            fabric: Some(fabric),
+            listeners: Vec::new(),
+            responder,
+            resolv,
+        }
+    }
+
+    /// Names the server that DNS questions are passed on to.
+    pub fn resolve_by(&self, server: std::net::SocketAddr) {
+        std::fs::write(self.resolv.path(), format!("nameserver {server}\n")).unwrap();
     }
 
     pub fn fabric(&mut self) -> &mut Fabric {
@@ -159,6 +178,10 @@ impl World {
         let changed = self.fabric().metadata_listeners();
         self.listeners.retain(|listener| !changed.closed.contains(&listener.post));
         self.listeners.extend(changed.opened);
+        if let Some(responder) = &mut self.responder {
+            let failures = responder.follow(&document);
+            assert!(failures.is_empty() && responder.complete(&document), "{failures:?}");
+        }
         report
     }
 
@@ -223,7 +246,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         self.listeners.clear();
-        drop(self.fabric.take());
+        drop((self.fabric.take(), self.responder.take()));
         let settings = self.settings.clone();
         let here = File::open("/proc/thread-self/ns/net").unwrap();
         let thread = std::thread::spawn(move || {

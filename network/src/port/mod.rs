@@ -56,6 +56,9 @@ pub struct Port {
     /// Observed by the node: its device is there with all its rules.
     #[serde(default)]
     pub up: bool,
+    /// Observed by the node: addresses of its allowed pairs that its guest has announced, until another port's does.
+    #[serde(default)]
+    pub claims: BTreeSet<IpAddr>,
 }
 
 fn yes() -> bool {
@@ -137,10 +140,15 @@ pub const BY_ADDRESS: Index<Port> =
     Index::unique("address", |p, keys| keys.extend(p.fixed.iter().map(|f| (f.subnet, f.address).key())));
 const BY_MAC: Index<Port> = Index::unique("mac", |p, keys| keys.push((p.network, p.mac).key()));
 
+/// Who holds an address of its allowed pairs.
+pub const BY_CLAIM: Index<Port> =
+    Index::many("claim", |p, keys| keys.extend(p.claims.iter().map(|address| (p.network, *address).key())));
+
 impl Record for Port {
     const KIND: &'static str = "port";
     type Key = Id<Port>;
-    const INDEXES: &'static [Index<Port>] = &[BY_NETWORK, BY_DEVICE, BY_HOST, BY_GROUP, BY_ADDRESS, BY_MAC];
+    const INDEXES: &'static [Index<Port>] =
+        &[BY_NETWORK, BY_DEVICE, BY_HOST, BY_GROUP, BY_ADDRESS, BY_MAC, BY_CLAIM];
 
     fn key(&self) -> Id<Port> {
         self.id
@@ -181,6 +189,8 @@ pub struct NewPort {
     /// None: the project's default group.
     pub groups: Option<BTreeSet<Id<SecurityGroup>>>,
     pub port_security: Option<bool>,
+    /// Its name in the network's domain.
+    pub dns_name: String,
 }
 
 /// An address that a caller asks for, by subnet or exactly or both.
@@ -220,7 +230,7 @@ pub fn create(tx: &mut Tx, project: ProjectId, new: &NewPort) -> Result<Arc<Port
     let mut meta = Meta::new(tx, project);
     meta.name = new.name.clone();
     let id = tx.new_id();
-    put(
+    let port = put(
         tx,
         Port {
             id,
@@ -236,11 +246,14 @@ pub fn create(tx: &mut Tx, project: ProjectId, new: &NewPort) -> Result<Arc<Port
             port_security,
             host: new.host.clone(),
             dhcp_options: Vec::new(),
-            dns_name: String::new(),
+            dns_name: new.dns_name.clone(),
             propagate_uplink: true,
             up: false,
+            claims: BTreeSet::new(),
         },
-    )
+    )?;
+    spread::port_bound(tx, &port)?;
+    Ok(port)
 }
 
 /// Puts a port, with Neutron's words for a taken address.
@@ -430,8 +443,9 @@ pub fn bind(tx: &mut Tx, id: Id<Port>, device: &str, owner: &str, host: &str) ->
     Ok(port)
 }
 
-/// Lets go of a port that its user made.
+/// Lets go of a port that its user made. Its name goes with its guest, as Nova has it.
 pub fn unbind(tx: &mut Tx, id: Id<Port>) -> Result<Arc<Port>> {
+    change(tx, id, |port| port.dns_name.clear())?;
     bind(tx, id, "", "", "")
 }
 
@@ -457,9 +471,27 @@ pub fn remove_address(tx: &mut Tx, id: Id<Port>, address: IpAddr) -> Result<Arc<
     change(tx, id, |port| port.fixed.retain(|f| f.address != address))
 }
 
-/// What a node saw of a port.
-pub fn observed(tx: &mut Tx, id: Id<Port>, up: bool) -> Result<()> {
-    tx.update::<Port>(&id, |port| port.up = up)?;
+/// The port of a network that has a fixed address.
+pub fn with_address(state: &State, network: Id<Network>, address: IpAddr) -> Option<&Arc<Port>> {
+    let mut subnets = state.by(&subnet::BY_NETWORK, network);
+    subnets.find_map(|subnet| state.one(&BY_ADDRESS, (subnet.id, address)))
+}
+
+/// What a node saw of a port. An address that it claims anew is taken from whoever had claimed it before; one that is
+/// a fixed address of a port with a node is nobody's to claim. A node drops a claim once it is told of a later one.
+pub fn observed(tx: &mut Tx, id: Id<Port>, up: bool, claims: &BTreeSet<IpAddr>) -> Result<()> {
+    let Some(port) = tx.get::<Port>(&id).cloned() else { return Ok(()) };
+    let in_use =
+        |a: IpAddr| with_address(tx, port.network, a).is_some_and(|p| p.id != id && !p.host.is_empty());
+    let allowed = |a: &IpAddr| port.pairs.iter().any(|pair| pair.net.contains(a)) && !in_use(*a);
+    let claims: BTreeSet<IpAddr> = claims.iter().copied().filter(allowed).collect();
+    for address in claims.difference(&port.claims) {
+        let before: Vec<Id<Port>> = tx.by(&BY_CLAIM, (port.network, *address)).map(|p| p.id).collect();
+        for other in before {
+            tx.update::<Port>(&other, |other| _ = other.claims.remove(address))?;
+        }
+    }
+    tx.update::<Port>(&id, |port| (port.up, port.claims) = (up, claims))?;
     Ok(())
 }
 

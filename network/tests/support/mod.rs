@@ -6,7 +6,6 @@ use base::node::Hello;
 use fleet::Fleet;
 use identity::testing::{Cloud, Person};
 use serde_json::{Value, json};
-use std::net::{IpAddr, Ipv4Addr};
 use std::sync::OnceLock;
 use uuid::Uuid;
 
@@ -19,7 +18,7 @@ pub struct Net {
 /// The nodes of `Net`.
 pub const NODES: [&str; 2] = ["n1", "n2"];
 
-fn hello(name: &str, number: u8) -> Hello {
+pub fn hello(name: &str, number: u8, address: &str) -> Hello {
     Hello {
         name: name.into(),
         id: Uuid::from_u128(u128::from(number)),
@@ -30,7 +29,7 @@ fn hello(name: &str, number: u8) -> Hello {
         acceleration: "tcg".into(),
         hypervisor_version: 9_000_000,
         cpu_info: String::new(),
-        address: IpAddr::V4(Ipv4Addr::new(192, 0, 2, number)),
+        address: address.parse().unwrap(),
         physical: ["physnet1".to_string()].into(),
         booted: 0,
     }
@@ -51,7 +50,7 @@ impl Net {
         .await;
         let fleet = made.into_inner().unwrap();
         for (name, number) in NODES.iter().zip(1..) {
-            fleet.hello(hello(name, number)).await.unwrap();
+            fleet.hello(hello(name, number, &format!("192.0.2.{number}"))).await.unwrap();
         }
         let admin = cloud.admin.clone();
         Net { cloud, fleet, admin }

@@ -87,6 +87,7 @@ impl Running {
             address: [127, 0, 0, 1].into(),
             fabric,
             guest_uids: Some(1_700_000_000),
+            responder: None,
         });
         let (run, link) = (node.clone(), plane.link());
         let task = tokio::spawn(async move { run.run(link, std::future::pending()).await.unwrap() });

@@ -5,7 +5,7 @@
 //! metadata address, the same on every network and node, so a renewal finds an answer wherever it is sent.
 //! A guest with several NICs gets its default route from the first whose subnet has a gateway.
 //!
-//! Deliberately absent: DHCPv6 (SLAAC and RA flags only), relays (`giaddr`), DNS answers of our own.
+//! Deliberately absent: relays (`giaddr`).
 //! Source: RFC 2131, RFC 2132, RFC 3442.
 
 use crate::plan::{METADATA, Sections};
@@ -83,8 +83,11 @@ fn lease(s: &Sections, port: &Port) -> Option<Lease> {
         (121, routes(subnet, router)),
     ]);
     options.extend(router.map(|router| (3, router.octets().to_vec())));
-    let servers: Vec<u8> = subnet.dns.iter().filter_map(four).flat_map(|a| a.octets()).collect();
-    let domain = network.dns_domain.trim_end_matches('.').as_bytes().to_vec();
+    let mut servers: Vec<u8> = subnet.dns.iter().filter_map(four).flat_map(|a| a.octets()).collect();
+    if subnet.dns.is_empty() {
+        servers.extend(METADATA.octets());
+    }
+    let domain = super::dns::domain(network).into_bytes();
     options.extend([(6, servers), (15, domain)].into_iter().filter(|(_, value)| !value.is_empty()));
     let mut lease = Lease { address, next_server: Ipv4Addr::UNSPECIFIED, options };
     for extra in port.dhcp_options.iter().filter(|extra| !extra.v6) {
@@ -295,5 +298,5 @@ fn destination(request: &Message, lease: &Lease, kind: MessageType) -> SocketAdd
 }
 
 #[cfg(test)]
-#[path = "dhcp_tests.rs"]
+#[path = "dhcp4_tests.rs"]
 mod tests;
