@@ -23,7 +23,8 @@ pub fn lease(guest: &Guest) -> Outcome<BTreeMap<String, String>> {
     let script = "/run/work/lease.sh";
     std::fs::write(script, "#!/bin/sh\nenv\n").unwrap();
     std::fs::set_permissions(script, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let said = guest.space.run(&format!("busybox udhcpc -i eth0 -f -q -n -t 5 -T 1 -O mtu -O dns -s {script}"))?;
+    let said =
+        guest.space.run(&format!("busybox udhcpc -i eth0 -f -q -n -t 5 -T 1 -O mtu -O dns -s {script}"))?;
     Ok(said.lines().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect())
 }
 
@@ -36,7 +37,10 @@ pub fn dhcp(town: &mut Town) -> Outcome {
     let lease = lease?;
     let told = |key: &str| lease.get(key).map(String::as_str).unwrap_or("nothing");
     let (ip, router, mtu) = (told("ip"), told("router"), told("mtu"));
-    ensure((ip, router, mtu) == (&address, "10.1.0.1", "1450"), format!("{ip}, router {router}, MTU {mtu}; it is {address}"))
+    ensure(
+        (ip, router, mtu) == (&address, "10.1.0.1", "1450"),
+        format!("{ip}, router {router}, MTU {mtu}; it is {address}"),
+    )
 }
 
 pub fn mtu_too_large(town: &mut Town) -> Outcome {
@@ -69,13 +73,15 @@ fn advertised(town: &Town, name: &str, host: usize, net: &Net, port: Value) -> O
 fn has(space: &Space, address: IpAddr) -> Outcome {
     until(SOON, || {
         let all = space.run("ip -6 -o addr show dev eth0 scope global")?;
-        let found = all.lines().find(|line| line.contains(&format!(" {address}/")) && !line.contains("tentative"));
+        let found =
+            all.lines().find(|line| line.contains(&format!(" {address}/")) && !line.contains("tentative"));
         found.map(|_| address.to_string()).ok_or(format!("not {address}: {all}"))
     })
 }
 
 pub fn slaac(town: &mut Town) -> Outcome {
-    let (one, two) = (six(town, "six", "fd00:6::/64", "slaac")?, six(town, "sixth", "fd00:66::/64", "slaac")?);
+    let (one, two) =
+        (six(town, "six", "fd00:6::/64", "slaac")?, six(town, "sixth", "fd00:66::/64", "slaac")?);
     let guests = [
         advertised(town, "six1", 0, &one, json!({}))?,
         advertised(town, "six2", 1, &one, json!({}))?,
@@ -83,7 +89,9 @@ pub fn slaac(town: &mut Town) -> Outcome {
     ];
     let told = guests.iter().map(|guest| has(&guest.space, guest.address())).collect::<Outcome<Vec<_>>>()?;
     let mtu = guests[0].space.run("cat /proc/sys/net/ipv6/conf/eth0/mtu")?;
-    let meets = |to: &Guest| until(SOON, || ensure(guests[0].pings(to.address()), format!("no echo from {}", to.address())));
+    let meets = |to: &Guest| {
+        until(SOON, || ensure(guests[0].pings(to.address()), format!("no echo from {}", to.address())))
+    };
     let (beside, routed) = (meets(&guests[1]), meets(&guests[2]));
     for guest in guests {
         town.remove(guest)?;
@@ -115,7 +123,8 @@ fn leased6(guest: &Guest) -> Outcome {
     let leased = address(&reply).ok_or("no address")?;
     guest.space.ip(&format!("addr add {leased}/128 dev eth0 nodad"));
     let echo = until(SOON, || ensure(pings(&guest.space, "fd00:7::1", &[]), "no echo from the gateway"));
-    let seen = format!("{leased} of {:?}, router {}, gateway {echo:?}", guest.addresses, text(&json!(route)).trim());
+    let seen =
+        format!("{leased} of {:?}, router {}, gateway {echo:?}", guest.addresses, text(&json!(route)).trim());
     ensure(guest.addresses == [IpAddr::V6(leased)] && echo.is_ok(), seen)
 }
 

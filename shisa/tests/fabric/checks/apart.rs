@@ -29,7 +29,10 @@ pub fn overlapping(town: &mut Town) -> Outcome {
     town.remove(one)?;
     town.remove(two)?;
     let apart = lost.is_err() && still.is_ok() && !across;
-    let seen = format!("twins {:?}, ours {:?}; one twin unplugged: twins {lost:?}, ours {still:?}; {ours} from there: {across}", twins?, blues?);
+    let seen = format!(
+        "twins {:?}, ours {:?}; one twin unplugged: twins {lost:?}, ours {still:?}; {ours} from there: {across}",
+        twins?, blues?
+    );
     ensure(apart, seen)
 }
 
@@ -56,7 +59,8 @@ fn answered(from: &Guest) -> Outcome<Duration> {
 /// From the first host to the second and back, as others on the third and behind the router see it.
 pub fn vip(town: &mut Town) -> Outcome {
     let port = json!({"allowed_address_pairs": [{"ip_address": VIP.to_string()}]});
-    let (one, two) = (town.guest("vip1", 0, &town.blue, port.clone())?, town.guest("vip2", 1, &town.blue, port)?);
+    let (one, two) =
+        (town.guest("vip1", 0, &town.blue, port.clone())?, town.guest("vip2", 1, &town.blue, port)?);
     claim(&one);
     let first = answered(&town.blues[2]);
     one.space.ip(&format!("addr del {VIP}/32 dev eth0"));

@@ -17,7 +17,10 @@ pub struct Central {
 
 impl Central {
     pub fn make(town: &Town, name: &str, third: u8) -> Outcome<Central> {
-        let nets = [net(&town.api, name, &format!("10.{third}.1.0/24"))?, net(&town.api, name, &format!("10.{third}.2.0/24"))?];
+        let nets = [
+            net(&town.api, name, &format!("10.{third}.1.0/24"))?,
+            net(&town.api, name, &format!("10.{third}.2.0/24"))?,
+        ];
         let all: Vec<&Net> = nets.iter().collect();
         let more = json!({"distributed": false});
         let (router, gateway) = router(&town.api, name, &town.outside, &all, more)?;
@@ -53,7 +56,10 @@ pub fn works(town: &mut Town) -> Outcome {
     let outcome = until(SOON, || central.works());
     let at = central.at(town);
     central.remove(town)?;
-    ensure(at.len() == 1, format!("it is on host {:?}; {}", at.iter().map(|n| n + 1).collect::<Vec<_>>(), outcome?))
+    ensure(
+        at.len() == 1,
+        format!("it is on host {:?}; {}", at.iter().map(|n| n + 1).collect::<Vec<_>>(), outcome?),
+    )
 }
 
 pub fn physical(town: &mut Town) -> Outcome {
@@ -61,7 +67,9 @@ pub fn physical(town: &mut Town) -> Outcome {
     let pool = json!([{"start": format!("{LAN}.50"), "end": format!("{LAN}.99")}]);
     let subnet = json!({"ip_version": 4, "cidr": format!("{LAN}.0/24"), "gateway_ip": LAN_ROUTER, "allocation_pools": pool});
     let lan = net_with(&town.api, network, subnet)?;
-    let guests = (0..HOSTS).map(|n| town.guest(&format!("lan{}", n + 1), n, &lan, json!({}))).collect::<Outcome<Vec<_>>>()?;
+    let guests = (0..HOSTS)
+        .map(|n| town.guest(&format!("lan{}", n + 1), n, &lan, json!({})))
+        .collect::<Outcome<Vec<_>>>()?;
     let lease = super::addresses::lease(&guests[1]);
     let before: u64 = town.machines.hosts.iter().map(|host| host.tunnelled()).sum();
     let outcome = until(SOON, || {
@@ -76,6 +84,9 @@ pub fn physical(town: &mut Town) -> Outcome {
     for guest in guests {
         town.remove(guest)?;
     }
-    let seen = format!("{}; {tunnelled} packets in tunnels, in from the provider {inward:?}, leased {leased}", outcome?);
+    let seen = format!(
+        "{}; {tunnelled} packets in tunnels, in from the provider {inward:?}, leased {leased}",
+        outcome?
+    );
     ensure(tunnelled == 0 && inward.is_ok() && leased, seen)
 }

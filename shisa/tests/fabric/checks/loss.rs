@@ -42,7 +42,9 @@ pub fn plane(town: &mut Town) -> Outcome {
     let (id, floating) = town.float(&town.blues[1])?;
     until(SOON, || goes_on(town, &floating))?;
     town.plane.crash();
-    let check = |town: &Town, when: &str| goes_on(town, &floating).and_then(|_| snat_goes_on(town)).map_err(|e| format!("{when}: {e}"));
+    let check = |town: &Town, when: &str| {
+        goes_on(town, &floating).and_then(|_| snat_goes_on(town)).map_err(|e| format!("{when}: {e}"))
+    };
     let mut outcome = check(town, "without a plane");
     town.machines.hosts[1].crash();
     town.machines.hosts[1].start(1, None);
@@ -98,20 +100,32 @@ fn flows(town: &mut Town, mbit: u32, seconds: u64, work: impl FnOnce(&mut Town))
     });
     flow?;
     let count = seconds * PINGS_PER_SECOND;
-    let client = start(&town.blues[0], &format!("iperf3 -c {to} -p 5201 -u -b {mbit}M -l 1400 -w 4M -t {seconds} -J"))?;
+    let client = start(
+        &town.blues[0],
+        &format!("iperf3 -c {to} -p 5201 -u -b {mbit}M -l 1400 -w 4M -t {seconds} -J"),
+    )?;
     let interval = 1.0 / PINGS_PER_SECOND as f64;
-    let ping = start(&town.blues[0], &format!("ping -n -q -i {interval} -c {count} {}", town.greens[0].address()))?;
+    let ping =
+        start(&town.blues[0], &format!("ping -n -q -i {interval} -c {count} {}", town.greens[0].address()))?;
     work(town);
     let (flow, ping) = (end(client)?, end(ping)?);
     drop(server);
     let flow: Value = serde_json::from_str(&flow).map_err(|e| format!("iperf3: {e} {flow}"))?;
     let sum = &flow["end"]["sum"];
-    let number = |key: &str| sum[key].as_u64().ok_or_else(|| format!("iperf3 without {key}: {}", flow["error"]));
+    let number =
+        |key: &str| sum[key].as_u64().ok_or_else(|| format!("iperf3 without {key}: {}", flow["error"]));
     let flow = Count { sent: number("packets")?, lost: number("lost_packets")? };
     let words: Vec<&str> = ping.split_whitespace().collect();
-    let before = |word: &str| words.iter().position(|w| w.starts_with(word)).and_then(|at| words.get(at.checked_sub(1)?)?.parse().ok());
+    let before = |word: &str| {
+        words
+            .iter()
+            .position(|w| w.starts_with(word))
+            .and_then(|at| words.get(at.checked_sub(1)?)?.parse().ok())
+    };
     let received = words.windows(2).find(|w| w[1] == "received,").and_then(|w| w[0].parse::<u64>().ok());
-    let (Some(sent), Some(received)) = (before("packets"), received) else { return Err(format!("ping: {ping}")) };
+    let (Some(sent), Some(received)) = (before("packets"), received) else {
+        return Err(format!("ping: {ping}"));
+    };
     Ok((flow, Count { sent, lost: sent.saturating_sub(received) }))
 }
 
@@ -131,7 +145,11 @@ pub fn restarts(town: &mut Town) -> Outcome {
     widen(town)?;
     let seconds = RESTARTS as u64 * RESTART_EVERY.as_millis() as u64 / 1000 + 2;
     crate::town::rule(&town.api, &town.open, serde_json::json!({"protocol": "udp"}))?;
-    crate::town::rule(&town.api, &town.open, serde_json::json!({"protocol": "tcp", "port_range_min": 5201, "port_range_max": 5201}))?;
+    crate::town::rule(
+        &town.api,
+        &town.open,
+        serde_json::json!({"protocol": "tcp", "port_range_min": 5201, "port_range_max": 5201}),
+    )?;
     until(SOON, || flows(town, 1, 1, |_| {}))?;
     let mut tried = Vec::new();
     for mbit in RATES_MBIT {
@@ -141,7 +159,15 @@ pub fn restarts(town: &mut Town) -> Outcome {
             let (flow_then, ping_then) = flows(town, mbit, seconds, crash_often)?;
             let seen = format!(
                 "control {}; at {mbit} Mbit/s for {seconds} s without restarts lost {} of {} datagrams, {} of {} echoes; with {RESTARTS} restarts lost {} of {} datagrams, {} of {} echoes",
-                tried.join(", "), flow.lost, flow.sent, ping.lost, ping.sent, flow_then.lost, flow_then.sent, ping_then.lost, ping_then.sent
+                tried.join(", "),
+                flow.lost,
+                flow.sent,
+                ping.lost,
+                ping.sent,
+                flow_then.lost,
+                flow_then.sent,
+                ping_then.lost,
+                ping_then.sent
             );
             return ensure(flow_then.lost <= flow.lost && ping_then.lost <= ping.lost, seen);
         }
@@ -163,9 +189,11 @@ fn crash_often(town: &mut Town) {
 
 /// The first host is lost for good: it answers for the gateway's address, and has a central router.
 pub fn host(town: &mut Town) -> Outcome {
-    let central = (31..34).map(|n| Central::make(town, &format!("central{n}"), n)).collect::<Outcome<Vec<_>>>()?;
+    let central =
+        (31..34).map(|n| Central::make(town, &format!("central{n}"), n)).collect::<Outcome<Vec<_>>>()?;
     until(SOON, || central.iter().map(Central::works).collect::<Outcome<Vec<_>>>())?;
-    let moved = central.iter().find(|one| one.at(town) == [0]).ok_or("no central router is on the first host")?;
+    let moved =
+        central.iter().find(|one| one.at(town) == [0]).ok_or("no central router is on the first host")?;
     let (_, floating) = town.float(&town.blues[1])?;
     until(SOON, || goes_on(town, &floating))?;
     town.machines.hosts[0].lose();
@@ -174,7 +202,10 @@ pub fn host(town: &mut Town) -> Outcome {
     let at_once = goes_on(town, &floating)?;
     let snat = until(LOST_MAX, || snat_goes_on(town)).map(|_| begin.elapsed());
     let router = until(LOST_MAX, || moved.works()).map(|_| begin.elapsed());
-    let (servers, still) = (town.api.get(&format!("/compute/v2.1/servers/{}", town.blues[0].server)).is_ok(), goes_on(town, &floating));
+    let (servers, still) = (
+        town.api.get(&format!("/compute/v2.1/servers/{}", town.blues[0].server)).is_ok(),
+        goes_on(town, &floating),
+    );
     let seen = format!(
         "others at once: {at_once}, its own guest echoes: {own}; the gateway's address moved after {snat:.1?}, the central router after {router:.1?} to host {:?}; its server is listed: {servers}; {still:?}",
         moved.at(town).iter().map(|n| n + 1).collect::<Vec<_>>()

@@ -1,8 +1,14 @@
 //! The checks, in the order in which they run: those that take something down are last.
 
+mod addresses;
+mod apart;
+mod central;
 mod east_west;
 mod groups;
+mod loss;
 mod outside;
+mod services;
+mod sizes;
 mod spoof;
 
 use crate::Outcome;
@@ -47,6 +53,25 @@ pub const ALL: &[Check] = &[
     long("spoof-arp-mac", "dropped", spoof::arp_mac),
     long("spoof-dhcp-server", "dropped", spoof::dhcp_server),
     long("spoof-ra", "dropped", spoof::router_advertisement),
+    short("dhcp", "a real client is leased its port's address, router and MTU", addresses::dhcp),
+    long("mtu-too-large", "400 for a network wider than the underlay carries", addresses::mtu_too_large),
+    long("mtu-errors-inward", "guests on three hosts are told of a narrow link behind the translation", sizes::errors_inward),
+    long("mtu-errors-outward", "the world is told of a guest's narrower network", sizes::errors_outward),
+    long("mtu-without-errors", "TCP through SNAT works while all errors are lost", sizes::without_errors),
+    long("slaac", "addresses by advertisement are the ports', and are reached between hosts and routed", addresses::slaac),
+    long("dhcpv6", "the port's address, by DHCPv6, with the advertised router", addresses::dhcp6),
+    short("dns-udp", "a guest on another host is known by its name", services::dns_udp),
+    long("dns-tcp", "a guest on another host is known by its name", services::dns_tcp),
+    long("dns-through-crash", "no question without its answer while the node's process is killed and started", services::dns_through_crash),
+    short("metadata-ipv4", "each guest is told its own server", services::metadata4),
+    long("metadata-ipv6", "a guest without IPv4 is told its own server", services::metadata6),
+    short("overlapping-projects", "equal addresses of two projects never meet", apart::overlapping),
+    short("vip-move", "an address claimed by ARP is reached at its new place within 1 s", apart::vip),
+    long("central-router", "it is on one host, routes between subnets and out", central::works),
+    long("physical-network", "guests on three hosts and the provider's router, without tunnels", central::physical),
+    long("restarts", "twenty times kill -9 and start of nodes lose no more than a run without", loss::restarts),
+    long("plane-lost", "all goes on without a plane, also when a node starts anew meanwhile", loss::plane),
+    long("host-lost", "only its own guests are gone; what it did for others moves", loss::host),
 ];
 
 /// What was seen, or that it should not have been.

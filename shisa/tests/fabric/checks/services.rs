@@ -116,7 +116,10 @@ fn metadata(space: &Space, at: SocketAddr) -> Outcome<Value> {
 fn is_told(guest: &Guest, at: SocketAddr) -> Outcome {
     until(SOON, || {
         let told = metadata(&guest.space, at)?;
-        ensure(told["uuid"] == guest.server.as_str(), format!("{} is told it is {}, {}", guest.name, told["name"], told["uuid"]))
+        ensure(
+            told["uuid"] == guest.server.as_str(),
+            format!("{} is told it is {}, {}", guest.name, told["name"], told["uuid"]),
+        )
     })
 }
 
@@ -128,7 +131,8 @@ pub fn metadata4(town: &mut Town) -> Outcome {
 pub fn metadata6(town: &mut Town) -> Outcome {
     let subnet = json!({"ip_version": 6, "cidr": "fd00:8::/64", "ipv6_ra_mode": "slaac", "ipv6_address_mode": "slaac"});
     let net = net_with(&town.api, json!({"name": "metadata"}), subnet)?;
-    let guest = town.bare_guest_of(&town.api, "metadata", 1, &net, json!({"security_groups": [town.open]}))?;
+    let guest =
+        town.bare_guest_of(&town.api, "metadata", 1, &net, json!({"security_groups": [town.open]}))?;
     let told = until(SOON, || {
         let eth0 = guest.space.inside(|| if_nametoindex("eth0")).unwrap();
         is_told(&guest, SocketAddrV6::new(NODE6.parse().unwrap(), 80, 0, eth0).into())

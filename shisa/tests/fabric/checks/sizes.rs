@@ -14,7 +14,8 @@ const BYTES: usize = 300_000;
 
 /// Whether a large echo request is answered by an error that says what would fit.
 fn told(space: &Space, to: &str, size: u32, expect: u32) -> Outcome {
-    let said = space.run(&format!("ping -n -c 2 -i 0.3 -W 1 -M do -s {size} {to}")).unwrap_or_else(|said| said);
+    let said =
+        space.run(&format!("ping -n -c 2 -i 0.3 -W 1 -M do -s {size} {to}")).unwrap_or_else(|said| said);
     let line = said.lines().find(|line| line.to_lowercase().contains("mtu")).unwrap_or("no error").trim();
     let fits = line.contains(&format!("mtu = {expect}")) || line.contains(&format!("mtu={expect}"));
     ensure(fits, format!("to {to}: {line}"))
@@ -43,7 +44,8 @@ pub fn errors_outward(town: &mut Town) -> Outcome {
 /// Sends much and reads it back.
 fn carries(space: &Space, to: &str) -> Outcome {
     let to = SocketAddr::new(to.parse().unwrap(), ECHO);
-    let mut stream = space.inside(|| TcpStream::connect_timeout(&to, WAIT)).map_err(|e| format!("TCP to {to}: {e}"))?;
+    let mut stream =
+        space.inside(|| TcpStream::connect_timeout(&to, WAIT)).map_err(|e| format!("TCP to {to}: {e}"))?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     line(&mut stream)?;
     let mut reader = stream.try_clone().unwrap();
