@@ -43,7 +43,7 @@ pub struct Machines {
     pub hosts: Vec<Host>,
     pub provider: Space,
     pub world: Space,
-    pub far: Space,
+    _far: Space,
     pub lan: Space,
     _wire: Space,
 }
@@ -64,7 +64,7 @@ impl Machines {
         let far = behind(&provider, "far", "198.51.101", FAR_MTU);
         provider.sysctl("net.ipv4.ip_forward=1");
         let hosts = (0..HOSTS).map(|n| Host::new(n, work, &wire, &provider, &lan)).collect();
-        Machines { hosts, provider, world, far, lan, _wire: wire }
+        Machines { hosts, provider, world, _far: far, lan, _wire: wire }
     }
 }
 

@@ -45,6 +45,7 @@ fn apart() -> ExitCode {
     }
 }
 
+#[allow(clippy::zombie_processes, reason = "it is waited for, by its id among all others")]
 fn first() -> ExitCode {
     let child = again(Command::new("/proc/self/exe"), "2").spawn().unwrap();
     let child = Pid::from_raw(child.id() as i32);

@@ -110,8 +110,11 @@ impl Space {
         self.run(&format!("ip {words}")).unwrap_or_else(|said| panic!("ip {words}: {said}"));
     }
 
+    /// `net.ipv4.ip_forward=1`
     pub fn sysctl(&self, setting: &str) {
-        self.run(&format!("sysctl -qw {setting}")).unwrap();
+        let (key, value) = setting.split_once('=').unwrap();
+        let path = format!("/proc/sys/{}", key.replace('.', "/"));
+        self.inside(|| std::fs::write(&path, value)).unwrap_or_else(|e| panic!("{path}: {e}"));
     }
 
     /// What `ip link` calls it, for as long as this process lives.

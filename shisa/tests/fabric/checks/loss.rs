@@ -151,12 +151,17 @@ pub fn restarts(town: &mut Town) -> Outcome {
         serde_json::json!({"protocol": "tcp", "port_range_min": 5201, "port_range_max": 5201}),
     )?;
     until(SOON, || flows(town, 1, 1, |_| {}))?;
+    let starts = |town: &Town| {
+        town.machines.hosts.iter().map(|host| host.said().matches(" up ").count()).sum::<usize>()
+    };
     let mut tried = Vec::new();
     for mbit in RATES_MBIT {
         let (flow, ping) = flows(town, mbit, seconds, |_| {})?;
         tried.push(format!("{mbit} Mbit/s lost {} of {}", flow.lost, flow.sent));
         if flow.lost == 0 && ping.lost == 0 {
+            let before = starts(town);
             let (flow_then, ping_then) = flows(town, mbit, seconds, crash_often)?;
+            ensure(starts(town) - before == RESTARTS, format!("{} starts", starts(town) - before))?;
             let seen = format!(
                 "control {}; at {mbit} Mbit/s for {seconds} s without restarts lost {} of {} datagrams, {} of {} echoes; with {RESTARTS} restarts lost {} of {} datagrams, {} of {} echoes",
                 tried.join(", "),

@@ -63,8 +63,8 @@ pub fn without_errors(town: &mut Town) -> Outcome {
     let provider = &town.machines.provider;
     for command in [
         "add table inet blocked",
-        "add chain inet blocked all { type filter hook prerouting priority 0 ; }",
-        "add rule inet blocked all icmp type destination-unreachable drop",
+        "add chain inet blocked errors { type filter hook prerouting priority 0 ; }",
+        "add rule inet blocked errors icmp type destination-unreachable drop",
     ] {
         provider.run(&format!("nft {command}"))?;
     }
