@@ -7,6 +7,8 @@ mod common;
 use base::node::*;
 use common::hosts::*;
 use common::*;
+use std::net::IpAddr;
+use std::process::Command;
 
 #[test]
 fn neighbours_on_two_hosts_meet_and_no_third_sees_them() {
@@ -179,4 +181,79 @@ fn a_central_router_is_reached_on_its_node() {
         assert!(a.pings("10.76.2.5"));
         assert!(c.carried(0) >= before + 4, "there and back by the router's node");
     });
+}
+
+/// Takes claims into the members, as the plane does. Returns whether the port claims the address.
+async fn claims(c: &mut Hosts, host: usize, port: &Port, others: &[&Port]) -> bool {
+    let vip = address("10.77.1.100");
+    let world = c.at(host);
+    let (news, document) = (world.fabric().news(), world.document.clone());
+    let told = tokio::time::timeout(std::time::Duration::from_secs(2), news.notified()).await;
+    let report = c.at(host).fabric().sync(&document).await.unwrap();
+    let claimed = told.is_ok() && report[&port.id].claims.contains(&vip);
+    let mut member = |port: &Port, host: usize, more: &[IpAddr]| {
+        let mut addresses = vec![port.fixed[0].address];
+        addresses.extend(more);
+        let (mac, name) = (port.mac, String::new());
+        c.member(port.network, port.id, Some(Member { mac, addresses, vtep: Some(vtep(host)), name }));
+    };
+    for (n, other) in others.iter().enumerate() {
+        member(other, n, &[]);
+    }
+    member(port, host, &[vip]);
+    c.sync().await;
+    claimed
+}
+
+#[test]
+fn a_virtual_address_follows_its_announcements_between_hosts() {
+    run_hosts(3, async |c| {
+        let (one, two) = (c.network(1, "10.77.1.0/24"), c.network(2, "10.77.2.0/24"));
+        c.put(Section::Router(router(1, &[(one, "10.77.1.1/24"), (two, "10.77.2.1/24")])));
+        let mut ports = [c.port(0, 1, one, "10.77.1.5", &open()), c.port(1, 2, one, "10.77.1.6", &open())];
+        for (host, port) in ports.iter_mut().enumerate() {
+            port.pairs = vec![("10.77.1.100/32".parse().unwrap(), port.mac)];
+            c.at(host).put(Section::Port(port.clone()));
+        }
+        let near = c.port(2, 3, one, "10.77.1.7", &open());
+        let far = c.port(2, 4, two, "10.77.2.7", &open());
+        c.sync().await;
+        let guests = [c.guest(0, &ports[0]), c.guest(1, &ports[1])];
+        let (near, far) = (c.guest(2, &near), c.guest(2, &far));
+        far.route("default", "10.77.2.1");
+        for guest in &guests {
+            guest.route("default", "10.77.1.1");
+            guest.serve(7);
+        }
+        for (holder, other) in [(0, 1), (1, 0)] {
+            let _ = Command::new("ip")
+                .args(["-n", &guests[other].ns.0, "addr", "del", "10.77.1.100/24", "dev", "eth0"])
+                .output();
+            guests[holder].ns.ip("addr add 10.77.1.100/24 dev eth0");
+            guests[holder].ns.inside(|| garp(ports[holder].mac, [10, 77, 1, 100]));
+            assert!(claims(c, holder, &ports[holder], &[&ports[0], &ports[1]]).await, "claim of {holder}");
+            assert!(near.connects("10.77.1.100", 7), "on its subnet, from {holder}");
+            assert!(far.connects("10.77.1.100", 7), "by a router, from {holder}");
+            let before = c.carried(other);
+            assert!(near.pings("10.77.1.100"));
+            assert_eq!(c.carried(other), before, "its frames go to the one that has it");
+        }
+        guests[0].ns.inside(|| garp(ports[0].mac, [10, 77, 1, 99]));
+        guests[0].ns.inside(|| garp(mac(99), [10, 77, 1, 100]));
+        let news = c.at(0).fabric().news();
+        let told = tokio::time::timeout(std::time::Duration::from_millis(500), news.notified()).await;
+        assert!(told.is_err(), "no pair has this address, or this MAC");
+    });
+}
+
+/// Says out of `eth0` that a MAC has an address.
+fn garp(mac: base::units::Mac, address: [u8; 4]) {
+    let mut frame = vec![0xff; 6];
+    frame.extend(mac.0);
+    frame.extend([0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend(mac.0);
+    frame.extend(address);
+    frame.extend([0; 6]);
+    frame.extend(address);
+    send_frame("eth0", &frame);
 }

@@ -216,6 +216,9 @@ impl Kernel {
             Action::Announce(name, address) => {
                 self.handle(place)?.inside(|| announce::announce(name, *address))
             }
+            Action::Introduce(name, address, mac) => {
+                self.handle(place)?.inside(|| announce::introduce(name, *address, *mac))
+            }
             Action::Forget(addresses) => {
                 let which = match place {
                     Place::Network(_) => Which::Datagrams,
