@@ -21,7 +21,7 @@ PROGRAMS := cc:gcc ld.lld:lld qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-u
 .PHONY: help deps cargo build up down guest clients test acceptance fabric-test fabric-test-broken gate bench conformance clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
 
 deps: cargo ## installs the Debian packages that are missing, and no others
 	@missing=(); \
@@ -67,12 +67,12 @@ fabric-test: deps ## three hosts with real packets, the long form (a short one i
 BROKEN := break-snat:snat break-security-group:group-inward break-east-west:east-west
 
 fabric-test-broken: deps ## that fabric-test finds what is broken on purpose
-	@export CARGO_TARGET_DIR=$(TARGET)/broken; \
+	@trap 'cargo build -q -p shisa' EXIT; \
 	for fault in $(BROKEN); do \
 	  run="cargo test -q -p shisa --test fabric --features $${fault%:*}"; \
 	  $$run --no-run || exit 1; \
 	  if said=$$($$run 2>&1); then echo "$${fault%:*}: nothing failed"; exit 1; fi; \
-	  failed=$$(grep '^failed: ' <<<"$$said") && grep -qw "$${fault#*:}" <<<"$$failed" || \
+	  failed=$$(grep '^failed: ' <<<"$$said") && grep -qw -- "$${fault#*:}" <<<"$$failed" || \
 	    { echo "$$said"; echo "$${fault%:*}: $${fault#*:} did not fail"; exit 1; }; \
 	  echo "$${fault%:*}: $$failed"; \
 	done

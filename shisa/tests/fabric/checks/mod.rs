@@ -66,7 +66,7 @@ pub const ALL: &[Check] = &[
     short("metadata-ipv4", "each guest is told its own server", services::metadata4),
     long("metadata-ipv6", "a guest without IPv4 is told its own server", services::metadata6),
     short("overlapping-projects", "equal addresses of two projects never meet", apart::overlapping),
-    long("vip-move", "an address claimed by ARP is reached at its new place within 1 s", apart::vip),
+    short("vip-move", "an address claimed by ARP is reached at its new place within 1 s", apart::vip),
     long("central-router", "it is on one host, routes between subnets and out", central::works),
     long("physical-network", "guests on three hosts and the provider's router, without tunnels", central::physical),
     long("restarts", "twenty times kill -9 and start of nodes lose no more than a run without", loss::restarts),
