@@ -78,9 +78,17 @@ impl Claims {
         failures
     }
 
-    /// Lets go of what ports have no more, and of what the plane, having had the claim, gives to another.
+    /// Takes up what the plane says that ports here hold, as after a restart. Lets go of what ports have no more, and of what the plane, having had the claim, gives to another.
     fn settle(&self, s: &Sections) {
-        lock(&self.held).retain(|(network, address), (holder, known)| {
+        let mut held = lock(&self.held);
+        for port in s.ports.values().filter(|port| !port.pairs.is_empty()) {
+            let member = s.members.get(&port.network).and_then(|members| members.ports.get(&port.id));
+            let more = member.into_iter().flat_map(|member| &member.addresses);
+            for address in more.filter(|a| port.fixed.iter().all(|fixed| fixed.address != **a)) {
+                held.entry((port.network, *address)).or_insert((port.id, true));
+            }
+        }
+        held.retain(|(network, address), (holder, known)| {
             let allowed = s.ports.get(holder).is_some_and(|port| allows(&port.pairs, None, *address));
             let members = s.members.get(network).map(|members| &members.ports);
             let named = members.into_iter().flatten().find(|(_, member)| member.addresses.contains(address));

@@ -243,6 +243,11 @@ fn a_virtual_address_follows_its_announcements_between_hosts() {
         let news = c.at(0).fabric().news();
         let told = tokio::time::timeout(std::time::Duration::from_millis(500), news.notified()).await;
         assert!(told.is_err(), "no pair has this address, or this MAC");
+        c.at(1).restart().await;
+        let document = c.at(1).document.clone();
+        let report = c.at(1).fabric().sync(&document).await.unwrap();
+        let held = &report[&ports[1].id].claims;
+        assert_eq!(*held, [address("10.77.1.100")].into(), "a new process goes on with what the plane says");
     });
 }
 
