@@ -2,7 +2,6 @@
 
 use super::ensure;
 use crate::Outcome;
-use crate::cloud::text;
 use crate::guest::{Guest, pings};
 use crate::hosts::until;
 use crate::space::Space;
@@ -70,6 +69,13 @@ fn advertised(town: &Town, name: &str, host: usize, net: &Net, port: Value) -> O
     Ok(guest)
 }
 
+fn echoed(space: &Space, to: &str) -> Outcome {
+    until(SOON, || {
+        let echo = pings(space, to, &[]);
+        ensure(echo, format!("echo of {to} is {echo}"))
+    })
+}
+
 fn has(space: &Space, address: IpAddr) -> Outcome {
     until(SOON, || {
         let all = space.run("ip -6 -o addr show dev eth0 scope global")?;
@@ -89,9 +95,7 @@ pub fn slaac(town: &mut Town) -> Outcome {
     ];
     let told = guests.iter().map(|guest| has(&guest.space, guest.address())).collect::<Outcome<Vec<_>>>()?;
     let mtu = guests[0].space.run("cat /proc/sys/net/ipv6/conf/eth0/mtu")?;
-    let meets = |to: &Guest| {
-        until(SOON, || ensure(guests[0].pings(to.address()), format!("no echo from {}", to.address())))
-    };
+    let meets = |to: &Guest| echoed(&guests[0].space, &to.address().to_string());
     let (beside, routed) = (meets(&guests[1]), meets(&guests[2]));
     for guest in guests {
         town.remove(guest)?;
@@ -115,16 +119,15 @@ fn leased6(guest: &Guest) -> Outcome {
     })?;
     let route = until(SOON, || {
         let routes = guest.space.run("ip -6 route show default")?;
-        ensure(routes.contains("via fe80"), format!("no router: {routes}"))
+        ensure(routes.contains("via fe80"), format!("default routes: {routes}"))
     })?;
     let offer = until(SOON, || ask(&guest.space, MessageType::Solicit, None))?;
     let server = offer.opts().get(OptionCode::ServerId).cloned();
     let reply = ask(&guest.space, MessageType::Request, server)?;
     let leased = address(&reply).ok_or("no address")?;
     guest.space.ip(&format!("addr add {leased}/128 dev eth0 nodad"));
-    let echo = until(SOON, || ensure(pings(&guest.space, "fd00:7::1", &[]), "no echo from the gateway"));
-    let seen =
-        format!("{leased} of {:?}, router {}, gateway {echo:?}", guest.addresses, text(&json!(route)).trim());
+    let echo = echoed(&guest.space, "fd00:7::1");
+    let seen = format!("{leased} of {:?}, {}, {echo:?}", guest.addresses, route.trim());
     ensure(guest.addresses == [IpAddr::V6(leased)] && echo.is_ok(), seen)
 }
 

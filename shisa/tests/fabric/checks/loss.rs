@@ -28,7 +28,7 @@ fn goes_on(town: &Town, floating: &str) -> Outcome {
         ("floating out", two.asks(WORLD, ECHO)),
     ];
     let bad: Vec<_> = seen.iter().filter(|(_, seen)| seen.is_err()).collect();
-    ensure(bad.is_empty(), if bad.is_empty() { "all goes on".to_string() } else { format!("{bad:?}") })
+    ensure(bad.is_empty(), if bad.is_empty() { "all goes on".to_string() } else { format!("lost: {bad:?}") })
 }
 
 fn snat_goes_on(town: &Town) -> Outcome {
@@ -43,16 +43,17 @@ pub fn plane(town: &mut Town) -> Outcome {
     until(SOON, || goes_on(town, &floating))?;
     town.plane.crash();
     let check = |town: &Town, when: &str| {
-        goes_on(town, &floating).and_then(|_| snat_goes_on(town)).map_err(|e| format!("{when}: {e}"))
+        goes_on(town, &floating).and_then(|_| snat_goes_on(town)).map_err(|not| format!("{when}: {not}"))?;
+        Ok(format!("all goes on {when}"))
     };
     let mut outcome = check(town, "without a plane");
     town.machines.hosts[1].crash();
     town.machines.hosts[1].start(1, None);
     std::thread::sleep(Duration::from_secs(2));
-    outcome = outcome.and_then(|_| check(town, "with a node started anew"));
+    outcome = outcome.and_then(|seen| Ok(format!("{seen}, {}", check(town, "with a node started anew")?)));
     town.plane.start()?;
     until(LOST_MAX, || ensure(nodes_up(&town.api)?.len() == 3, "not all nodes came back"))?;
-    outcome = outcome.and_then(|_| check(town, "with the plane again"));
+    outcome = outcome.and_then(|seen| Ok(format!("{seen}, {}", check(town, "with the plane again")?)));
     town.unfloat(&id)?;
     outcome
 }
@@ -137,7 +138,6 @@ fn widen(town: &Town) -> Outcome<()> {
         let place = town.place(guest.host, &town.blue.id)?;
         place.ip(&format!("link set tap{} txqueuelen 10000", &guest.port.replace('-', "")[..11]));
     }
-    // What a program may ask for is the machine's, and set for all namespaces at once.
     Ok(())
 }
 
