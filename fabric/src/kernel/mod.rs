@@ -18,6 +18,7 @@ use crate::diff::{Action, Step};
 use crate::plan::Tracking;
 use crate::state::{KernelState, Place, Space, Table};
 use base::{Error, Result};
+use conntrack::Which;
 use netlink::Netlink;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -274,7 +275,11 @@ impl Kernel {
                 self.handle(place)?.inside(|| announce::introduce(name, *address, *mac))
             }
             Action::Forget(addresses) => {
-                conntrack::forget(&mut self.handle(place)?.netfilter, addresses)?;
+                let which = match place {
+                    Place::Network(_) => Which::Datagrams,
+                    Place::Host | Place::Router(_) => Which::All,
+                };
+                conntrack::forget(&mut self.handle(place)?.netfilter, addresses, which)?;
                 Ok(())
             }
         }

@@ -76,11 +76,13 @@ fn insert(table: &mut Table, set: &str, key: Vec<String>, value: String) {
     }
 }
 
-/// What the mark says of the packet's connection.
+/// What the mark says of the packet's connection. Packets from the side that began it have none, so that the rules are
+/// asked for each of them, and one that is removed ends at once what it allowed.
 fn states() -> Vec<String> {
     lines(&[
         "chain state { type filter hook prerouting priority -150; policy accept; }",
-        "rule state ct state established,related meta mark set 1",
+        "rule state ct state established ct direction reply meta mark set 1",
+        "rule state ct state related meta mark set 1",
         "rule state ct state invalid meta mark set 2",
     ])
 }
