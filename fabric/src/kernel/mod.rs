@@ -196,9 +196,27 @@ impl Kernel {
         }
         let failures = each(places.into_values().collect(), |steps| {
             let failed = |step: &&Step| Some(failure(step, self.take(step).err()?));
-            steps.iter().filter_map(failed).collect::<Vec<_>>()
+            let (switches, others) = switches(&steps);
+            let mut failures = self.switch_all(switches);
+            failures.extend(others.iter().filter_map(failed));
+            failures
         });
         failures.into_iter().flatten().collect()
+    }
+
+    /// Switches of one namespace, by one thread in it.
+    fn switch_all(&self, steps: &[&Step]) -> Vec<(Place, Error)> {
+        let Some(first) = steps.first() else { return Vec::new() };
+        let set = |step: &&Step| match &step.action {
+            Action::Sysctl(key, value) => {
+                let done = fs::write(format!("/proc/sys/{key}"), value).map_err(Error::from);
+                Some(failure(step, done.err()?))
+            }
+            _ => None,
+        };
+        let handle = self.handle(first.place);
+        let done = handle.and_then(|handle| handle.inside(|| Ok(steps.iter().filter_map(set).collect())));
+        done.unwrap_or_else(|error| vec![failure(first, error)])
     }
 
     /// Remembers that the rules are as they were wanted, where our batch was the last change of them.
@@ -337,6 +355,12 @@ fn stage(step: &Step) -> u8 {
 
 fn failure(step: &Step, cause: Error) -> (Place, Error) {
     (step.place, Error::internal(format!("the step '{step}' failed")).because(cause))
+}
+
+/// The switches that come first, and the rest. The host's are apart: theirs are remembered.
+fn switches<'a, 'b>(steps: &'b [&'a Step]) -> (&'b [&'a Step], &'b [&'a Step]) {
+    let is = |step: &&Step| matches!(step.action, Action::Sysctl(..)) && step.place != Place::Host;
+    steps.split_at(steps.iter().take_while(|step| is(step)).count())
 }
 
 /// Does work on several threads, in the namespace of this one.
