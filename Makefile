@@ -18,7 +18,8 @@ PROGRAMS := cc:gcc ld.lld:lld qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-u
   ssh:openssh-client ping:iputils-ping python3:python3 cpio:cpio zstd:zstd mke2fs:e2fsprogs unshare:util-linux \
   busybox:busybox iperf3:iperf3
 
-.PHONY: help deps cargo build up down guest clients test acceptance fabric-test fabric-test-broken gate bench conformance clean
+.PHONY: help deps cargo build up down guest clients test acceptance fabric-test fabric-test-broken gate bench bench-fabric-node \
+  conformance clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
@@ -84,6 +85,9 @@ gate: deps ## format, lints, tests: cheapest first
 
 bench: deps ## the figures beside their budgets
 	cargo build --release -p shisa && cargo bench -p bench
+
+bench-fabric-node: deps ## what a change of a node's network costs, with the budgets of issue 3; needs root
+	cargo test --release -p fabric --test host -- --ignored --nocapture --test-threads 1
 
 conformance: build ## OpenStack's own tests against the cloud that is up: make conformance SUITE=identity
 	conformance/run $(or $(SUITE),identity)

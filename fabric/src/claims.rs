@@ -63,14 +63,19 @@ impl Claims {
         held.iter().filter(|(_, (holder, _))| *holder == port).map(|((_, address), _)| *address).collect()
     }
 
-    /// Listens at the taps that the sections have now. Needs the runtime. What fails is tried again next time.
-    pub fn follow(&mut self, kernel: &Kernel, s: &Sections) -> Vec<(Place, base::Error)> {
+    /// Listens at the taps that the sections have in these places now. Needs the runtime. What fails is tried again next time.
+    pub fn follow(
+        &mut self,
+        kernel: &Kernel,
+        s: &Sections,
+        places: &BTreeSet<Place>,
+    ) -> Vec<(Place, base::Error)> {
         self.settle(s);
         let wanted: BTreeMap<Uuid, &Port> =
             s.ports.values().filter(|port| !port.pairs.is_empty()).map(|port| (port.id, *port)).collect();
         self.ears.retain(|id, ear| wanted.get(id).is_some_and(|port| port.pairs == ear.pairs));
         let mut failures = Vec::new();
-        for port in wanted.into_values() {
+        for port in wanted.into_values().filter(|port| places.contains(&Place::Network(port.network))) {
             if let Err(error) = self.listen(kernel, port) {
                 failures.push((Place::Network(port.network), error));
             }

@@ -2,7 +2,8 @@
 //!
 //! `plan` and `diff` are pure and tested as text; `kernel` observes and applies; `respond` answers DHCP, DNS and
 //! router solicitations beside it and holds the metadata sockets. `Fabric::sync` is the only way in: observe, diff, apply, report. It
-//! may be called at any time and again; when all is right it changes nothing, also in a new process.
+//! may be called at any time and again; when all is right it changes nothing, also in a new process. A change plans and
+//! touches only the namespaces that its sections have a say in (`plan::places_of`), from what is known to be there.
 //!
 //! Every namespace carries the cloud's short id in its name, devices and tables in the host's namespace too; nothing
 //! else is looked at, so two clouds run side by side and each removes only its own. A host's own firewall is the
@@ -31,7 +32,7 @@ pub use respond::metadata::{Listener, Listeners};
 pub use respond::{Post, Responder, Servers};
 pub use state::Place;
 
-use base::node::{Document, PortReport};
+use base::node::{Document, PortReport, SectionKey};
 use base::{Error, Result};
 use claims::Claims;
 use kernel::{Kernel, nft, tap, uplink};
@@ -42,8 +43,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use uuid::Uuid;
+
+/// All that is there is looked at as often as this, whether or not anything is to change.
+pub const LOOK_EVERY: Duration = Duration::from_secs(300);
 
 /// What a node is, as far as its network goes.
 #[derive(Clone, Debug, PartialEq)]
@@ -83,6 +88,13 @@ pub struct Fabric {
     kernel: Arc<Mutex<Kernel>>,
     metadata: Metadata,
     claims: Claims,
+    /// As of the last `sync`: the document, and what the kernel is by it.
+    before: Document,
+    wanted: KernelState,
+    /// Where something failed then.
+    unsure: BTreeSet<Place>,
+    /// When all was last looked at.
+    looked: Option<Instant>,
     /// By network and fixed address, as of the last `sync`.
     ports: BTreeMap<(Uuid, IpAddr), Uuid>,
     /// Namespace and device of each port, as of the last `sync`.
@@ -95,6 +107,8 @@ pub struct Fabric {
 struct Done {
     steps: Vec<String>,
     failures: Vec<(Place, String)>,
+    /// Namespaces or devices came or went.
+    devices: bool,
 }
 
 impl Fabric {
@@ -110,6 +124,10 @@ impl Fabric {
             kernel: Arc::new(Mutex::new(kernel)),
             metadata: Metadata::default(),
             claims: Claims::default(),
+            before: Document::default(),
+            wanted: KernelState::default(),
+            unsure: BTreeSet::new(),
+            looked: None,
             ports: BTreeMap::new(),
             taps: BTreeMap::new(),
             done: Done::default(),
@@ -118,42 +136,78 @@ impl Fabric {
 
     /// Makes the kernel what the document says, and tells of each port whether it is there with all its rules.
     ///
+    /// Only the places that changed sections touch are planned; what is there is known from before, and looked at as a
+    /// whole at first, after failures, and every `LOOK_EVERY`.
+    ///
     /// A step that fails is logged and leaves the ports of its namespace not up; the next call tries it again.
     /// Errors: `Internal` when the kernel could not be read.
     pub async fn sync(&mut self, document: &Document) -> Result<BTreeMap<Uuid, PortReport>> {
-        let sections = Sections::of(document);
-        let wanted = Arc::new(plan::plan(&sections, &self.settings, self.tracking));
-        let (kernel, target, settings) = (self.kernel.clone(), wanted.clone(), self.settings.clone());
-        self.done = blocking(move || converge(&kernel, &settings, &target)).await?;
-        let failed: BTreeSet<Place> = self.done.failures.iter().map(|(place, _)| *place).collect();
-        self.remember(&sections, &wanted);
-        for (place, error) in self.metadata.follow(self.settings.cloud, &sections) {
-            tracing::warn!(error = error.chain(), %place, "guests reach no metadata there");
-            self.done.failures.push((place, error.chain()));
-        }
-        let unheard = self.claims.follow(&lock(&self.kernel), &sections);
-        for (place, error) in unheard {
-            tracing::warn!(error = error.chain(), %place, "claims are not heard there");
-            self.done.failures.push((place, error.chain()));
-        }
-        let up = |port: &&base::node::Port| {
-            let place = Place::Network(port.network);
-            port.admin_up && self.taps.contains_key(&port.id) && !failed.contains(&place)
-        };
-        Ok(sections
-            .ports
-            .iter()
-            .map(|(id, port)| (*id, PortReport { up: up(port), claims: self.claims.of(*id) }))
-            .collect())
+        let sure = self.unsure.is_empty() && self.looked.is_some_and(|at| at.elapsed() < LOOK_EVERY);
+        self.follow(document, !sure).await
     }
 
-    fn remember(&mut self, sections: &Sections, wanted: &KernelState) {
+    /// As `sync`, and looks at all that is there.
+    pub async fn check(&mut self, document: &Document) -> Result<BTreeMap<Uuid, PortReport>> {
+        self.follow(document, true).await
+    }
+
+    async fn follow(&mut self, document: &Document, whole: bool) -> Result<BTreeMap<Uuid, PortReport>> {
+        let sections = Sections::of(document);
+        let changed = changed(&self.before, document);
+        let places = match whole {
+            true => sections.places(),
+            false => touched(&Sections::of(&self.before), &sections, &self.settings, &changed),
+        };
+        let wanted = plan::plan_of(&sections, &self.settings, self.tracking, &places);
+        let known = match whole {
+            true => None,
+            false => Some(self.wanted.of(&places)),
+        };
+        // Cut off half way, nothing is known.
+        let looked = self.looked.take().filter(|_| !whole);
+        self.done = self.converge(known, &wanted).await?;
+        self.looked = looked.or(Some(Instant::now()));
+        self.unsure = self.done.failures.iter().map(|(place, _)| *place).collect();
+        self.wanted.places.retain(|place, _| !whole && !places.contains(place));
+        self.wanted.places.extend(wanted.places);
+        note(&mut self.before, document, changed);
+        self.remember(&sections);
+        self.answer(&sections, whole, &places);
+        Ok(sections.ports.values().map(|port| (port.id, self.report(port))).collect())
+    }
+
+    async fn converge(&self, known: Option<KernelState>, wanted: &KernelState) -> Result<Done> {
+        let (kernel, settings, wanted) = (self.kernel.clone(), self.settings.clone(), wanted.clone());
+        blocking(move || converge(&kernel, &settings, known, &wanted)).await
+    }
+
+    /// Sockets for metadata where devices came or went, and ears for claims.
+    fn answer(&mut self, sections: &Sections, whole: bool, places: &BTreeSet<Place>) {
+        let mut failures = Vec::new();
+        if whole || self.done.devices {
+            failures.extend(self.metadata.follow(self.settings.cloud, sections));
+        }
+        failures.extend(self.claims.follow(&lock(&self.kernel), sections, places));
+        for (place, error) in failures {
+            tracing::warn!(error = error.chain(), %place, "guests are not answered or heard there");
+            self.unsure.insert(place);
+            self.done.failures.push((place, error.chain()));
+        }
+    }
+
+    fn report(&self, port: &base::node::Port) -> PortReport {
+        let sure = !self.unsure.contains(&Place::Network(port.network));
+        let up = port.admin_up && self.taps.contains_key(&port.id) && sure;
+        PortReport { up, claims: self.claims.of(port.id) }
+    }
+
+    fn remember(&mut self, sections: &Sections) {
         let mut ports = BTreeMap::new();
         let mut taps = BTreeMap::new();
         for port in sections.ports.values() {
             ports.extend(port.fixed.iter().map(|fixed| ((port.network, fixed.address), port.id)));
             let (place, name) = (Place::Network(port.network), state::tap(port.id));
-            if wanted.places.get(&place).is_some_and(|space| space.links.contains_key(&name)) {
+            if self.wanted.places.get(&place).is_some_and(|space| space.links.contains_key(&name)) {
                 taps.insert(port.id, (place, name));
             }
         }
@@ -230,17 +284,71 @@ fn enter(cloud: u32) -> Result<(Kernel, Tracking)> {
     Ok((kernel, tracking))
 }
 
-fn converge(kernel: &Mutex<Kernel>, settings: &Settings, wanted: &KernelState) -> Result<Done> {
+/// From what is known of the places, or else from what is seen of all.
+fn converge(
+    kernel: &Mutex<Kernel>,
+    settings: &Settings,
+    known: Option<KernelState>,
+    wanted: &KernelState,
+) -> Result<Done> {
     uplink::keep_only(settings.cloud, settings.uplink.as_deref())?;
     let mut kernel = lock(kernel);
-    let seen = kernel.observe(wanted)?;
+    let seen = match known {
+        Some(known) => known,
+        None => kernel.observe(wanted)?,
+    };
     let steps = diff::diff(&seen, wanted);
     let failures: Vec<(Place, String)> =
         kernel.apply(&steps).into_iter().map(|(place, error)| (place, error.chain())).collect();
+    if failures.is_empty() {
+        kernel.keep(wanted);
+    }
     for (_, error) in &failures {
         tracing::warn!(error, "the network of this node is not as it should be");
     }
-    Ok(Done { steps: steps.iter().map(diff::Step::to_string).collect(), failures })
+    let devices = steps.iter().any(|step| {
+        use diff::Action::{Create, LinkAdd, LinkRemove, Remove};
+        matches!(step.action, Create | LinkAdd(..) | LinkRemove(_) | Remove)
+    });
+    Ok(Done { steps: steps.iter().map(diff::Step::to_string).collect(), failures, devices })
+}
+
+/// The sections that differ.
+fn changed(before: &Document, after: &Document) -> BTreeSet<SectionKey> {
+    let gone = before.sections.keys().filter(|key| !after.sections.contains_key(key)).cloned();
+    let come = after.sections.iter().filter(|(key, section)| before.sections.get(key) != Some(*section));
+    gone.chain(come.map(|(key, _)| key.clone())).collect()
+}
+
+/// Brings one document to another, of which these sections differ.
+fn note(before: &mut Document, after: &Document, changed: BTreeSet<SectionKey>) {
+    for key in changed {
+        match after.sections.get(&key) {
+            Some(section) => before.sections.insert(key, section.clone()),
+            None => before.sections.remove(&key),
+        };
+    }
+}
+
+/// The places that a change of these sections can touch.
+fn touched(
+    before: &Sections,
+    after: &Sections,
+    settings: &Settings,
+    changed: &BTreeSet<SectionKey>,
+) -> BTreeSet<Place> {
+    let mut out = BTreeSet::new();
+    for key in changed {
+        let shared = match key {
+            SectionKey::Members(id) => {
+                plan::is_elsewhere(before, settings, *id) != plan::is_elsewhere(after, settings, *id)
+            }
+            _ => false,
+        };
+        out.extend(plan::places_of(before, key, shared));
+        out.extend(plan::places_of(after, key, shared));
+    }
+    out
 }
 
 fn remove_all(cloud: u32) -> Result<Removed> {
@@ -254,7 +362,9 @@ fn remove_all(cloud: u32) -> Result<Removed> {
         tables: host.map_or(0, |host| host.tables.len()),
         uplink: uplink::take_back(cloud)?,
     };
-    match kernel.apply(&diff::diff(&seen, &nothing)).pop() {
+    let failed = kernel.apply(&diff::diff(&seen, &nothing)).pop();
+    kernel.keep_nothing();
+    match failed {
         Some((_, error)) => Err(error),
         None => Ok(removed),
     }

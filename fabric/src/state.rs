@@ -63,6 +63,14 @@ pub struct KernelState {
     pub places: BTreeMap<Place, Space>,
 }
 
+impl KernelState {
+    /// Some places of it.
+    pub fn of(&self, places: &BTreeSet<Place>) -> KernelState {
+        let known = |place: &Place| Some((*place, self.places.get(place)?.clone()));
+        KernelState { places: places.iter().filter_map(known).collect() }
+    }
+}
+
 /// One namespace.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Space {

@@ -95,7 +95,9 @@ fn a_name_left_by_a_crash_is_made_good() {
         let lost = format!("/run/netns/shisa-{:08x}-net-{}", w.cloud, id(9, 9));
         std::fs::write(&lost, "").unwrap();
         sh(&["ip", "netns", "del", name.strip_prefix("/run/netns/").unwrap()]);
-        assert!(w.sync().await[&port.id].up, "removed by someone, made again");
+        let document = w.document.clone();
+        let report = w.fabric().check(&document).await.unwrap();
+        assert!(report[&port.id].up, "removed by someone, made again");
         w.listeners.clear();
         drop(w.fabric.take());
         Fabric::down(&settings(w.cloud)).await.unwrap();
@@ -222,30 +224,60 @@ fn thousand(w: &mut World) -> Group {
     friends
 }
 
-/// `cargo test --release -p fabric --test host -- --ignored --nocapture`
+/// How long a sync takes, told and held to its budget.
+async fn measure(w: &mut World, what: &str, budget_ms: u128) {
+    let document = w.document.clone();
+    let start = std::time::Instant::now();
+    w.fabric().sync(&document).await.unwrap();
+    let took = start.elapsed();
+    println!("{what}: {took:.1?} of {budget_ms} ms, {} steps", w.fabric().last_steps().len());
+    assert!(took.as_millis() <= budget_ms, "{what} took {took:?}");
+}
+
+/// `make bench-fabric-node`
 #[test]
 #[ignore = "a measurement"]
-fn how_long_a_sync_takes() {
+fn a_node_with_a_thousand_ports_is_within_its_budgets() {
     run(async |w| {
         let mut friends = thousand(w);
-        let measure = async |w: &mut World, what: &str| {
-            let document = w.document.clone();
-            let start = std::time::Instant::now();
-            w.fabric().sync(&document).await.unwrap();
-            println!("{what}: {:?}, {} steps", start.elapsed(), w.fabric().last_steps().len());
-        };
-        measure(w, "from nothing").await;
-        measure(w, "again").await;
+        measure(w, "1,000 ports, 100 routers from nothing", 2000).await;
         w.listeners.clear();
-        drop(w.fabric.take());
-        let start = std::time::Instant::now();
         w.restart().await;
-        println!("opened: {:?}", start.elapsed());
-        measure(w, "after a restart").await;
+        measure(w, "after a restart", 500).await;
+        assert_eq!(w.fabric().last_steps(), [""; 0]);
         friends.members.insert(address("10.2.9.9"));
         w.put(Section::Group(friends));
-        measure(w, "a member of a group came").await;
+        measure(w, "a member of a group of 1,000 came", 100).await;
         w.document.sections.remove(&SectionKey::Port(uuid::Uuid::from_u128((3 << 120) | (1 << 112))));
-        measure(w, "one port gone").await;
+        measure(w, "a port went", 200).await;
     });
+}
+
+/// `make bench-fabric-node`
+#[test]
+#[ignore = "a measurement"]
+fn the_cost_of_a_change_beside_many_remote_ports() {
+    for remote in [10u32, 100, 1_000, 10_000] {
+        run(async move |w| {
+            let (crowd, quiet) = (w.network(1, "10.0.0.0/8"), w.network(2, "192.168.0.0/24"));
+            w.put(Section::Router(router(1, &[(crowd, "10.0.0.1/8"), (quiet, "192.168.0.1/24")])));
+            let member = |n: u32| {
+                let [_, b, c, d] = (n + 256).to_be_bytes();
+                let (mac, vtep) = (base::units::Mac([2, 0, 0, b, c, d]), Some([192, 0, 2, d.max(1)].into()));
+                let addresses = vec![[10, b, c, d].into()];
+                (uuid::Uuid::from_u128(n.into()), Member { mac, addresses, vtep, name: String::new() })
+            };
+            let mut members = Members { network: crowd, ports: (0..remote).map(member).collect() };
+            w.put(Section::Members(members.clone()));
+            w.port(1, crowd, "10.0.0.5", &open());
+            measure(w, &format!("{remote} remote ports: from nothing"), 60_000).await;
+            w.port(2, quiet, "192.168.0.6", &open());
+            measure(w, &format!("{remote} remote ports: a port on another network"), 200).await;
+            w.port(3, crowd, "10.0.0.6", &open());
+            measure(w, &format!("{remote} remote ports: a port beside them"), 500).await;
+            members.ports.extend([member(remote)]);
+            w.put(Section::Members(members));
+            measure(w, &format!("{remote} remote ports: one more"), 500).await;
+        });
+    }
 }

@@ -26,7 +26,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 
-pub fn add(kernel: &mut Kernel, place: Place, name: &str, kind: &LinkKind, mac: Option<Mac>) -> Result<()> {
+pub fn add(kernel: &Kernel, place: Place, name: &str, kind: &LinkKind, mac: Option<Mac>) -> Result<()> {
     // The other namespace stays open until the kernel has it.
     let there;
     let mut message = named(name, mac);
@@ -53,7 +53,7 @@ pub fn add(kernel: &mut Kernel, place: Place, name: &str, kind: &LinkKind, mac: 
         }
     };
     message.attributes.push(LinkAttribute::LinkInfo(info));
-    let route = &mut kernel.handle_mut(from)?.route;
+    let route = &mut kernel.handle(from)?.route;
     but(route.change(Message::NewLink(message), NLM_F_CREATE | NLM_F_EXCL), &[libc::EEXIST])
 }
 

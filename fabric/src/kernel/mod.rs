@@ -10,6 +10,7 @@ pub mod netlink;
 pub mod netns;
 pub mod nft;
 pub mod route;
+mod rules;
 pub mod tap;
 pub mod uplink;
 
@@ -24,13 +25,17 @@ use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Between announcements of one address.
-const AGAIN: std::time::Duration = std::time::Duration::from_millis(200);
+/// Between announcements of one address: Linux takes no other answer for a second after one, so the third is heard.
+const AGAIN: std::time::Duration = std::time::Duration::from_millis(600);
+
+/// Places that are worked on at once.
+const THREADS: usize = 4;
 
 pub struct Kernel {
     cloud: u32,
-    spaces: BTreeMap<Place, Handle>,
+    spaces: BTreeMap<Place, Mutex<Handle>>,
 }
 
 /// One namespace: itself, its sockets, and its rules as listed at a generation of theirs.
@@ -40,6 +45,8 @@ pub struct Handle {
     route: Netlink,
     netfilter: Netlink,
     rules: Option<(u32, BTreeMap<String, Table>)>,
+    /// The generation that our last batch made, when nobody else's came between.
+    ours: Option<u32>,
 }
 
 impl Handle {
@@ -47,7 +54,7 @@ impl Handle {
         let sockets = netns::inside(namespace.as_fd(), || Ok((Netlink::route()?, Netlink::netfilter()?)));
         let (route, netfilter) = sockets?;
         let inode = fs::File::from(namespace.try_clone()?).metadata()?.ino();
-        Ok(Handle { namespace, inode, route, netfilter, rules: None })
+        Ok(Handle { namespace, inode, route, netfilter, rules: None, ours: None })
     }
 
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
@@ -66,12 +73,20 @@ impl Handle {
         self.rules = Some((now, tables.clone()));
         Ok(tables)
     }
+
+    fn nft(&mut self, batch: &str) -> Result<()> {
+        let before = nft::generation(&mut self.netfilter)?;
+        self.inside(|| nft::apply(batch))?;
+        let after = nft::generation(&mut self.netfilter)?;
+        self.ours = Some(after).filter(|after| *after == before.wrapping_add(1));
+        Ok(())
+    }
 }
 
 impl Kernel {
     /// Enters the kernel from the calling thread's namespace, which is the host's from now on.
     pub fn open(cloud: u32) -> Result<Kernel> {
-        let host = Handle::open(netns::current()?)?;
+        let host = Mutex::new(Handle::open(netns::current()?)?);
         Ok(Kernel { cloud, spaces: [(Place::Host, host)].into() })
     }
 
@@ -79,14 +94,10 @@ impl Kernel {
         Ok(self.handle(place)?.namespace.try_clone()?)
     }
 
-    pub fn handle(&self, place: Place) -> Result<&Handle> {
-        self.spaces.get(&place).ok_or_else(|| Error::not_found(format!("there is no namespace for {place}")))
-    }
-
-    fn handle_mut(&mut self, place: Place) -> Result<&mut Handle> {
-        self.spaces
-            .get_mut(&place)
-            .ok_or_else(|| Error::not_found(format!("there is no namespace for {place}")))
+    pub fn handle(&self, place: Place) -> Result<MutexGuard<'_, Handle>> {
+        let handle = self.spaces.get(&place);
+        let handle = handle.ok_or_else(|| Error::not_found(format!("there is no namespace for {place}")))?;
+        Ok(handle.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Whether bridged packets can be tracked, and how. Tried in a namespace that ends with the trial.
@@ -111,20 +122,26 @@ impl Kernel {
     /// Follows the names of our namespaces.
     fn follow(&mut self) -> Result<()> {
         let cloud = self.cloud;
-        let mut places = BTreeSet::from([Place::Host]);
-        for name in netns::names() {
-            let Some(place) = Place::parse(&name, cloud) else { continue };
-            let Ok(namespace) = netns::open(&name) else { continue };
+        let named = netns::names().into_iter().filter_map(|name| Some((Place::parse(&name, cloud)?, name)));
+        let found = each(named.collect(), |(place, name)| {
+            let Ok(namespace) = netns::open(&name) else { return Ok::<_, Error>(None) };
             let inode = fs::File::from(namespace.try_clone()?).metadata()?.ino();
-            if self.spaces.get(&place).is_none_or(|handle| handle.inode != inode) {
-                // A crash while making it leaves a name without a namespace, which cannot be entered.
-                let Ok(handle) = Handle::open(namespace) else {
-                    netns::remove(&name)?;
-                    continue;
-                };
-                self.spaces.insert(place, handle);
+            if self.handle(place).is_ok_and(|handle| handle.inode == inode) {
+                return Ok(Some((place, None)));
             }
+            // A crash while making it leaves a name without a namespace, which cannot be entered.
+            let Ok(mut handle) = Handle::open(namespace) else {
+                netns::remove(&name)?;
+                return Ok(None);
+            };
+            handle.rules = rules::kept(cloud, &name, inode);
+            Ok(Some((place, Some(handle))))
+        });
+        let mut places = BTreeSet::from([Place::Host]);
+        for found in found {
+            let Some((place, handle)) = found? else { continue };
             places.insert(place);
+            handle.and_then(|handle| self.spaces.insert(place, Mutex::new(handle)));
         }
         self.spaces.retain(|place, _| places.contains(place));
         Ok(())
@@ -133,12 +150,22 @@ impl Kernel {
     /// What is there of this cloud. Switches are read as far as `wanted` names them.
     pub fn observe(&mut self, wanted: &KernelState) -> Result<KernelState> {
         self.follow()?;
-        let mut out = KernelState::default();
+        let places = self.spaces.keys().copied().collect();
+        self.observe_of(wanted, places)
+    }
+
+    /// Some places of it.
+    pub fn observe_of(&self, wanted: &KernelState, places: BTreeSet<Place>) -> Result<KernelState> {
         let none = BTreeMap::new();
-        let cloud = self.cloud;
-        for (&place, handle) in &mut self.spaces {
+        let here = places.into_iter().filter(|place| self.spaces.contains_key(place)).collect();
+        let seen = each(here, |place| {
             let keys = wanted.places.get(&place).map_or(&none, |space| &space.sysctls);
-            let space = observe_space(place, cloud, handle, keys)?;
+            let space = observe_space(place, self.cloud, &mut *self.handle(place)?, keys)?;
+            Ok::<_, Error>((place, space))
+        });
+        let mut out = KernelState::default();
+        for seen in seen {
+            let (place, space) = seen?;
             let empty = space.links.is_empty() && space.tables.is_empty();
             if place != Place::Host || !empty {
                 out.places.insert(place, space);
@@ -147,17 +174,47 @@ impl Kernel {
         Ok(out)
     }
 
-    /// Takes the steps. One that fails is told and the others are taken.
+    /// Takes the steps, those of different places at once where they do not wait for each other. One that fails is told
+    /// and the others are taken.
     pub fn apply(&mut self, steps: &[Step]) -> Vec<(Place, Error)> {
         let mut failures = Vec::new();
-        for step in steps {
-            if let Err(cause) = self.take(step) {
-                failures
-                    .push((step.place, Error::internal(format!("the step '{step}' failed")).because(cause)));
+        for stage in steps.chunk_by(|a, b| stage(a) == stage(b)) {
+            match stage.first().map(|step| &step.action) {
+                Some(Action::Create) => failures.extend(self.create(stage)),
+                Some(Action::Remove) => failures.extend(self.remove(stage)),
+                _ => failures.extend(self.take_all(stage)),
             }
         }
         self.announce_again(steps);
         failures
+    }
+
+    fn take_all(&self, stage: &[Step]) -> Vec<(Place, Error)> {
+        let mut places: BTreeMap<Place, Vec<&Step>> = BTreeMap::new();
+        for step in stage {
+            places.entry(step.place).or_default().push(step);
+        }
+        let failures = each(places.into_values().collect(), |steps| {
+            let failed = |step: &&Step| Some(failure(step, self.take(step).err()?));
+            steps.iter().filter_map(failed).collect::<Vec<_>>()
+        });
+        failures.into_iter().flatten().collect()
+    }
+
+    /// Remembers that the rules are as they were wanted, where our batch was the last change of them.
+    pub fn keep(&self, wanted: &KernelState) {
+        for (&place, space) in &wanted.places {
+            let (Some(name), Ok(mut handle)) = (place.name(self.cloud), self.handle(place)) else { continue };
+            if let Some(generation) = handle.ours.take() {
+                rules::keep(self.cloud, &name, (handle.inode, generation), &space.tables);
+                handle.rules = Some((generation, space.tables.clone()));
+            }
+        }
+    }
+
+    /// Forgets what is kept for the next process.
+    pub fn keep_nothing(&self) {
+        rules::drop_all(self.cloud);
     }
 
     /// A frame may be lost: what is announced is so twice more.
@@ -183,36 +240,34 @@ impl Kernel {
         });
     }
 
-    fn take(&mut self, step: &Step) -> Result<()> {
+    fn take(&self, step: &Step) -> Result<()> {
         let place = step.place;
         match &step.action {
-            Action::Create => self.create(place),
-            Action::Remove => self.remove(place),
+            // Stages of their own.
+            Action::Create | Action::Remove => Ok(()),
             Action::Sysctl(key, value) => self.sysctl(place, key, value),
-            Action::Nft(batch) => self.handle(place)?.inside(|| nft::apply(batch)),
+            Action::Nft(batch) => self.handle(place)?.nft(batch),
             Action::LinkAdd(name, kind, mac) => link::add(self, place, name, kind, *mac),
-            Action::LinkSet(name, change) => link::set(&mut self.handle_mut(place)?.route, name, change),
-            Action::LinkRemove(name) => link::remove(&mut self.handle_mut(place)?.route, name),
+            Action::LinkSet(name, change) => link::set(&mut self.handle(place)?.route, name, change),
+            Action::LinkRemove(name) => link::remove(&mut self.handle(place)?.route, name),
             Action::AddressAdd(name, address) => {
-                link::address(&mut self.handle_mut(place)?.route, name, *address, true)
+                link::address(&mut self.handle(place)?.route, name, *address, true)
             }
             Action::AddressRemove(name, address) => {
-                link::address(&mut self.handle_mut(place)?.route, name, *address, false)
+                link::address(&mut self.handle(place)?.route, name, *address, false)
             }
-            Action::RouteAdd(route) => route::set(&mut self.handle_mut(place)?.route, route, true),
-            Action::RouteRemove(route) => route::set(&mut self.handle_mut(place)?.route, route, false),
-            Action::MarkAdd(mark) => route::mark(&mut self.handle_mut(place)?.route, *mark, true),
-            Action::MarkRemove(mark) => route::mark(&mut self.handle_mut(place)?.route, *mark, false),
+            Action::RouteAdd(route) => route::set(&mut self.handle(place)?.route, route, true),
+            Action::RouteRemove(route) => route::set(&mut self.handle(place)?.route, route, false),
+            Action::MarkAdd(mark) => route::mark(&mut self.handle(place)?.route, *mark, true),
+            Action::MarkRemove(mark) => route::mark(&mut self.handle(place)?.route, *mark, false),
             Action::NeighbourSet(name, address, mac) => {
-                link::neighbour(&mut self.handle_mut(place)?.route, name, *address, Some(*mac))
+                link::neighbour(&mut self.handle(place)?.route, name, *address, Some(*mac))
             }
             Action::NeighbourRemove(name, address) => {
-                link::neighbour(&mut self.handle_mut(place)?.route, name, *address, None)
+                link::neighbour(&mut self.handle(place)?.route, name, *address, None)
             }
-            Action::StationSet(station) => link::station(&mut self.handle_mut(place)?.route, station, true),
-            Action::StationRemove(station) => {
-                link::station(&mut self.handle_mut(place)?.route, station, false)
-            }
+            Action::StationSet(station) => link::station(&mut self.handle(place)?.route, station, true),
+            Action::StationRemove(station) => link::station(&mut self.handle(place)?.route, station, false),
             Action::Announce(name, address) => {
                 self.handle(place)?.inside(|| announce::announce(name, *address))
             }
@@ -224,22 +279,39 @@ impl Kernel {
                     Place::Network(_) => Which::Datagrams,
                     Place::Host | Place::Router(_) => Which::All,
                 };
-                conntrack::forget(&mut self.handle_mut(place)?.netfilter, addresses, which)?;
+                conntrack::forget(&mut self.handle(place)?.netfilter, addresses, which)?;
                 Ok(())
             }
         }
     }
 
-    fn create(&mut self, place: Place) -> Result<()> {
-        let Some(name) = place.name(self.cloud) else { return Ok(()) };
-        netns::create(&name)?;
-        self.spaces.insert(place, Handle::open(netns::open(&name)?)?);
-        Ok(())
+    fn create(&mut self, stage: &[Step]) -> Vec<(Place, Error)> {
+        let cloud = self.cloud;
+        let made = each(stage.iter().collect(), |step: &Step| {
+            let Some(name) = step.place.name(cloud) else { return Ok(None) };
+            rules::drop_one(cloud, &name);
+            let opened = netns::create(&name).and_then(|()| Handle::open(netns::open(&name)?));
+            opened.map(|handle| Some((step.place, handle))).map_err(|error| failure(step, error))
+        });
+        let mut failures = Vec::new();
+        for made in made {
+            match made {
+                Ok(made) => self.spaces.extend(made.map(|(place, handle)| (place, Mutex::new(handle)))),
+                Err(failure) => failures.push(failure),
+            }
+        }
+        failures
     }
 
-    fn remove(&mut self, place: Place) -> Result<()> {
-        self.spaces.remove(&place);
-        place.name(self.cloud).map_or(Ok(()), |name| netns::remove(&name))
+    fn remove(&mut self, stage: &[Step]) -> Vec<(Place, Error)> {
+        let mut failures = Vec::new();
+        for step in stage {
+            self.spaces.remove(&step.place);
+            let Some(name) = step.place.name(self.cloud) else { continue };
+            rules::drop_one(self.cloud, &name);
+            failures.extend(netns::remove(&name).err().map(|error| failure(step, error)));
+        }
+        failures
     }
 
     fn sysctl(&self, place: Place, key: &str, value: &str) -> Result<()> {
@@ -248,6 +320,42 @@ impl Kernel {
         }
         self.handle(place)?.inside(|| Ok(fs::write(format!("/proc/sys/{key}"), value)?))
     }
+}
+
+/// Steps of one stage do not wait for those of other places in it.
+fn stage(step: &Step) -> u8 {
+    match &step.action {
+        Action::Create => 0,
+        Action::LinkRemove(_) => 1,
+        Action::Sysctl(..) if step.place != Place::Host => 1,
+        Action::Nft(_) => 1,
+        Action::LinkAdd(..) => 2,
+        Action::Remove => 4,
+        _ => 3,
+    }
+}
+
+fn failure(step: &Step, cause: Error) -> (Place, Error) {
+    (step.place, Error::internal(format!("the step '{step}' failed")).because(cause))
+}
+
+/// Does work on several threads, in the namespace of this one.
+fn each<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+    if items.len() <= 1 {
+        return items.into_iter().map(work).collect();
+    }
+    let queue = Mutex::new(items.into_iter());
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS)
+            .map(|_| scope.spawn(|| std::iter::from_fn(next).map(&work).collect::<Vec<R>>()))
+            .collect();
+        let done = threads.into_iter().map(|thread| match thread.join() {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        done.flatten().collect()
+    })
 }
 
 pub fn read_sysctl(key: &str) -> Option<String> {

@@ -261,9 +261,8 @@ fn range(ports: (u16, u16)) -> String {
 /// The floating addresses on this node that a router translates.
 fn floating<'a>(s: &Sections<'a>, router: &Router) -> impl Iterator<Item = &'a FloatingIp> + use<'a> {
     let (id, network) = (router.id, router.gateway.as_ref().map(|gateway| gateway.network));
-    let ports: Vec<&'a base::node::Port> = s.ports.values().copied().collect();
-    let all = ports.into_iter().flat_map(|port| port.floating.iter());
-    all.filter(move |f| f.router == id && Some(f.network) == network)
+    let all: Vec<&'a FloatingIp> = s.floating_of(id).collect();
+    all.into_iter().filter(move |f| Some(f.network) == network)
 }
 
 const MAPS: [(&str, &str); 8] = [

@@ -15,12 +15,15 @@ mod ports;
 mod routing;
 mod tunnel;
 
+pub use tunnel::is_elsewhere;
+
 use crate::Settings;
 use crate::state::{
-    BRIDGE, HOST_LEG, KernelState, Link, LinkKind, Place, Space, TUNNEL, Table, host_device, own_mac,
-    provider_bridge,
+    BRIDGE, HOST_LEG, KernelState, Link, LinkKind, Place, Space, Table, host_device, own_mac, provider_bridge,
 };
-use base::node::{Document, Group, Members, Network, Port, Router, RuleSet, Section, SectionKey, Vm};
+use base::node::{
+    Document, FloatingIp, Group, Members, Network, Port, Remote, Router, RuleSet, Section, SectionKey, Vm,
+};
 use base::units::Mac;
 use gateway::Gateway;
 use ipnet::{IpNet, Ipv6Net};
@@ -53,6 +56,10 @@ pub struct Sections<'a> {
     pub routers: BTreeMap<Uuid, &'a Router>,
     pub groups: BTreeMap<Uuid, &'a Group>,
     pub rules: BTreeMap<u64, &'a RuleSet>,
+    ports_by_network: BTreeMap<Uuid, Vec<&'a Port>>,
+    /// By their interfaces and gateways.
+    routers_by_network: BTreeMap<Uuid, Vec<&'a Router>>,
+    floating_by_router: BTreeMap<Uuid, Vec<&'a FloatingIp>>,
 }
 
 impl<'a> Sections<'a> {
@@ -74,34 +81,138 @@ impl<'a> Sections<'a> {
                 Section::Image(_) => {}
             }
         }
+        out.index();
         out
     }
 
-    pub fn ports_of(&self, network: Uuid) -> impl Iterator<Item = &'a Port> {
-        self.ports.values().copied().filter(move |port| port.network == network)
+    fn index(&mut self) {
+        for &port in self.ports.values() {
+            self.ports_by_network.entry(port.network).or_default().push(port);
+            for floating in &port.floating {
+                self.floating_by_router.entry(floating.router).or_default().push(floating);
+            }
+        }
+        for &router in self.routers.values() {
+            for network in networks_of(router) {
+                self.routers_by_network.entry(network).or_default().push(router);
+            }
+        }
     }
+
+    pub fn ports_of(&self, network: Uuid) -> impl Iterator<Item = &'a Port> {
+        self.ports_by_network.get(&network).into_iter().flatten().copied()
+    }
+
+    pub fn routers_of(&self, network: Uuid) -> impl Iterator<Item = &'a Router> {
+        self.routers_by_network.get(&network).into_iter().flatten().copied()
+    }
+
+    pub fn floating_of(&self, router: Uuid) -> impl Iterator<Item = &'a FloatingIp> {
+        self.floating_by_router.get(&router).into_iter().flatten().copied()
+    }
+
+    /// All that there are to be.
+    pub fn places(&self) -> BTreeSet<Place> {
+        let networks = self.networks.keys().map(|id| Place::Network(*id));
+        let routers = self.routers.keys().map(|id| Place::Router(*id));
+        networks.chain(routers).chain([Place::Host]).collect()
+    }
+}
+
+fn networks_of(router: &Router) -> BTreeSet<Uuid> {
+    let interfaces = router.interfaces.iter().map(|interface| interface.network);
+    interfaces.chain(router.gateway.as_ref().map(|gateway| gateway.network)).collect()
 }
 
 /// The kernel as the document wants it.
 pub fn plan(sections: &Sections, settings: &Settings, tracking: Tracking) -> KernelState {
+    plan_of(sections, settings, tracking, &sections.places())
+}
+
+/// Some places of it: those that are not in the result are not to be.
+pub fn plan_of(
+    s: &Sections,
+    settings: &Settings,
+    tracking: Tracking,
+    places: &BTreeSet<Place>,
+) -> KernelState {
     let mut state = KernelState::default();
-    for network in sections.networks.values() {
-        let space = network_space(sections, settings, network, tracking);
-        state.places.insert(Place::Network(network.id), space);
-    }
-    for router in sections.routers.values() {
-        state.places.insert(Place::Router(router.id), routing::router_space());
-    }
-    for router in sections.routers.values() {
-        routing::plug(sections, &mut state, router, settings.node_address);
-    }
-    for network in sections.networks.values() {
-        if let Some(space) = state.places.get_mut(&Place::Network(network.id)) {
-            tunnel::dig(sections, settings, network, space);
+    let mut routers: BTreeMap<Uuid, &Router> = BTreeMap::new();
+    for &place in places {
+        match place {
+            Place::Host => {}
+            Place::Network(id) => {
+                let Some(network) = s.networks.get(&id) else { continue };
+                state.places.insert(place, network_space(s, settings, network, tracking));
+                routers.extend(s.routers_of(id).map(|router| (router.id, router)));
+                if has_host_end(settings, network) {
+                    plug_network(&mut state, network, HOST_LEG);
+                }
+            }
+            Place::Router(id) => {
+                let Some(router) = s.routers.get(&id) else { continue };
+                state.places.insert(place, routing::router_space());
+                routers.insert(id, router);
+            }
         }
     }
-    host(sections, settings, &mut state);
+    routers.values().for_each(|router| routing::plug(s, &mut state, router, settings.node_address));
+    for (place, space) in &mut state.places {
+        if let Place::Network(network) = place {
+            s.networks.get(network).into_iter().for_each(|network| tunnel::dig(s, settings, network, space));
+        }
+    }
+    if places.contains(&Place::Host) {
+        state.places.extend(host(s, settings).map(|space| (Place::Host, space)));
+    }
     state
+}
+
+/// The places that a section has a say in, as it is among the others now. Before and after a change of it, together,
+/// they are all that the change can touch. `shared`: whether its network has members elsewhere has changed too.
+pub fn places_of(s: &Sections, key: &SectionKey, shared: bool) -> BTreeSet<Place> {
+    let mut out = BTreeSet::new();
+    match key {
+        SectionKey::Vm(_) | SectionKey::Image(_) => {}
+        SectionKey::Port(id) => {
+            let Some(port) = s.ports.get(id) else { return out };
+            out.insert(Place::Network(port.network));
+            for floating in &port.floating {
+                out.extend([Place::Router(floating.router), Place::Host]);
+            }
+        }
+        SectionKey::Network(id) => {
+            out.extend([Place::Network(*id), Place::Host]);
+            out.extend(s.routers_of(*id).map(|router| Place::Router(router.id)));
+        }
+        SectionKey::Members(id) => {
+            out.insert(Place::Network(*id));
+            for router in s.routers_of(*id) {
+                out.insert(Place::Router(router.id));
+                let beyond = networks_of(router).into_iter().filter(|_| shared).map(Place::Network);
+                out.extend(beyond);
+            }
+            out.extend(Some(Place::Host).filter(|_| shared));
+        }
+        SectionKey::Router(id) => {
+            out.extend([Place::Router(*id), Place::Host]);
+            let networks = s.routers.get(id).map(|router| networks_of(router)).unwrap_or_default();
+            out.extend(networks.into_iter().map(Place::Network));
+        }
+        SectionKey::Group(id) => {
+            let names = |set: &RuleSet| set.rules.iter().any(|rule| rule.remote == Remote::Group(*id));
+            let hashes: BTreeSet<u64> =
+                s.rules.iter().filter(|(_, set)| names(set)).map(|(hash, _)| *hash).collect();
+            out.extend(networks_with(s, &hashes));
+        }
+        SectionKey::Rules(hash) => out.extend(networks_with(s, &[*hash].into())),
+    }
+    out
+}
+
+fn networks_with(s: &Sections, hashes: &BTreeSet<u64>) -> BTreeSet<Place> {
+    let with = s.ports.values().filter(|port| port.rules.is_some_and(|hash| hashes.contains(&hash)));
+    with.map(|port| Place::Network(port.network)).collect()
 }
 
 pub fn link(kind: LinkKind) -> Link {
@@ -163,31 +274,38 @@ fn network_sysctls(tracking: Tracking) -> BTreeMap<String, String> {
 }
 
 /// The host's ends of external and physical networks, and what the uplink and tunnels need.
-fn host(s: &Sections, settings: &Settings, state: &mut KernelState) {
+fn host(s: &Sections, settings: &Settings) -> Option<Space> {
     let mut space = Space::default();
     let mut ranges = BTreeSet::new();
-    for network in s.networks.values() {
-        if let Some(physical) = &network.physical {
-            let device = settings.physical.get(physical);
-            device.into_iter().for_each(|device| provide(settings, network, device, &mut space, state));
-        } else if network.external {
-            hold(s, settings, network, &mut space, state);
-            ranges.extend(network.subnets.iter().map(|s| s.cidr.trunc()).filter(|c| c.addr().is_ipv4()));
+    for network in s.networks.values().filter(|network| has_host_end(settings, network)) {
+        match network.physical.as_ref().and_then(|physical| settings.physical.get(physical)) {
+            Some(device) => provide(settings, network, device, &mut space),
+            None => {
+                hold(s, settings, network, &mut space);
+                let nets = network.subnets.iter().map(|s| s.cidr.trunc());
+                ranges.extend(nets.filter(|cidr| cidr.addr().is_ipv4()));
+            }
         }
     }
     let mut base = Vec::new();
     if let Some(uplink) = &settings.uplink {
         base.extend(routing::masquerade(uplink, &ranges, &mut space));
     }
-    if state.places.values().any(|space| space.links.contains_key(TUNNEL)) {
+    if s.networks.values().any(|network| tunnel::is_dug(s, settings, network)) {
         base.extend(tunnel::untracked(settings.vxlan_port));
     }
     if !base.is_empty() {
         let name = format!("inet shisa_{:08x}", settings.cloud);
         space.tables.insert(name, table(base, BTreeMap::new()).seal());
     }
-    if space != Space::default() {
-        state.places.insert(Place::Host, space);
+    Some(space).filter(|space| *space != Space::default())
+}
+
+/// Held by the host, or on a physical network that it has a device to.
+fn has_host_end(settings: &Settings, network: &Network) -> bool {
+    match &network.physical {
+        Some(physical) => settings.physical.contains_key(physical),
+        None => network.external,
     }
 }
 
@@ -205,7 +323,7 @@ pub fn host_mac(settings: &Settings, network: Uuid) -> Mac {
 }
 
 /// The host holds the gateway addresses of an external network.
-fn hold(s: &Sections, settings: &Settings, network: &Network, space: &mut Space, state: &mut KernelState) {
+fn hold(s: &Sections, settings: &Settings, network: &Network, space: &mut Space) {
     let (name, mut end) = host_end(settings, network);
     end.addresses = network.subnets.iter().filter_map(|s| held(s.gateway?, s.cidr)).collect();
     for key in ["accept_ra", "accept_dad"] {
@@ -214,12 +332,11 @@ fn hold(s: &Sections, settings: &Settings, network: &Network, space: &mut Space,
     let known = external_neighbours(s, settings, network.id);
     space.neighbours.extend(known.into_iter().map(|(address, mac)| ((name.clone(), address), mac)));
     space.links.insert(name, end);
-    plug_network(state, network, HOST_LEG);
 }
 
 /// A bridge of the host joins its device on a physical network with the network's own bridge. The device stays where
 /// it is and is otherwise as its operator has it.
-fn provide(settings: &Settings, network: &Network, device: &str, space: &mut Space, state: &mut KernelState) {
+fn provide(settings: &Settings, network: &Network, device: &str, space: &mut Space) {
     let bridge = provider_bridge(settings.cloud, network.id);
     let (name, mut end) = host_end(settings, network);
     let mut foreign = link(LinkKind::Foreign);
@@ -230,7 +347,6 @@ fn provide(settings: &Settings, network: &Network, device: &str, space: &mut Spa
         space.sysctls.insert(format!("net/ipv6/conf/{name}/disable_ipv6"), "1".to_string());
     }
     space.links.extend([(name, end), (bridge, between), (device.to_string(), foreign)]);
-    plug_network(state, network, HOST_LEG);
 }
 
 /// An address with the prefix of its subnet.
@@ -248,7 +364,7 @@ pub fn plug_network(state: &mut KernelState, network: &Network, name: &str) {
 
 /// Addresses on an external network that this node's legs answer for.
 fn external_neighbours(s: &Sections, settings: &Settings, network: Uuid) -> BTreeMap<IpAddr, Mac> {
-    let up = s.routers.values().filter(|router| router.admin_up);
+    let up = s.routers_of(network).filter(|router| router.admin_up);
     let on = up.filter(|router| router.gateway.as_ref().is_some_and(|gateway| gateway.network == network));
     let gateways = on.filter_map(|router| Gateway::of(s, router, settings.node_address));
     gateways.flat_map(|gateway| gateway.reached().map(|a| (a, gateway.mac())).collect::<Vec<_>>()).collect()

@@ -65,8 +65,11 @@ pub fn plug(s: &Sections, state: &mut KernelState, router: &Router, node: IpAddr
         ));
     }
     let network = router.gateway.as_ref().and_then(|gateway| s.networks.get(&gateway.network));
-    let gateway = Gateway::of(s, router, node).filter(|_| network.is_some());
+    if let (Some(leg), Some(network)) = (&router.gateway, network) {
+        plug_network(state, network, &leg_port(leg.port));
+    }
     let Some(space) = state.places.get_mut(&Place::Router(router.id)) else { return };
+    let gateway = Gateway::of(s, router, node).filter(|_| network.is_some());
     if let (Some(gateway), Some(leg), Some(network)) = (&gateway, &router.gateway, network) {
         space.links.insert(state::leg(leg.port, true), gateway.leg(network));
         gateway.translate(space);
@@ -74,9 +77,6 @@ pub fn plug(s: &Sections, state: &mut KernelState, router: &Router, node: IpAddr
     space.routes.extend(gateway.iter().flat_map(Gateway::routes));
     space.routes.extend(routes(router, gateway.as_ref(), space));
     space.tables.insert("inet shisa".to_string(), gateway::translation(gateway.as_ref()));
-    if let (Some(leg), Some(network)) = (&router.gateway, network) {
-        plug_network(state, network, &leg_port(leg.port));
-    }
 }
 
 /// The default by the gateway and the extra routes, as far as a leg reaches their next hops: the kernel takes no others.

@@ -133,15 +133,17 @@ fn sections() -> BTreeMap<SectionKey, Section> {
 
 fn planned(sections: BTreeMap<SectionKey, Section>, uplink: Option<&str>) -> KernelState {
     let document = Document { sections, ..Document::default() };
-    let uplink = uplink.map(str::to_string);
-    let settings = Settings {
+    plan(&Sections::of(&document), &small_settings(uplink), Tracking::BrNetfilter)
+}
+
+fn small_settings(uplink: Option<&str>) -> Settings {
+    Settings {
         cloud: 0xfeed,
         node_address: IpAddr::V4(Ipv4Addr::LOCALHOST),
         vxlan_port: 4789,
-        uplink,
+        uplink: uplink.map(str::to_string),
         physical: [("public".to_string(), "eth1".to_string())].into(),
-    };
-    plan(&Sections::of(&document), &settings, Tracking::BrNetfilter)
+    }
 }
 
 fn check(name: &str, seen: &KernelState, wanted: &KernelState) {
@@ -280,6 +282,71 @@ fn a_physical_network_is_bridged_to_the_hosts_device() {
         Some(Section::Network(network)) => network.physical = Some("public".to_string()),
         _ => panic!("there is such a network"),
     });
+}
+
+/// A single change of the small cloud, with another node in it.
+fn changes() -> Vec<(SectionKey, Option<Section>)> {
+    let mut all = sections();
+    shared(&mut all, "192.0.2.7");
+    let mut out: Vec<(SectionKey, Option<Section>)> = all.keys().map(|key| (key.clone(), None)).collect();
+    for (key, mut section) in all {
+        match &mut section {
+            Section::Port(port) => (port.floating, port.rules) = (Vec::new(), None),
+            Section::Network(network) => (network.mtu, network.physical) = (1400, Some("public".to_string())),
+            Section::Members(members) => {
+                let vtep = Some("192.0.2.9".parse().unwrap());
+                members.ports.values_mut().for_each(|member| member.vtep = vtep);
+            }
+            Section::Router(router) => {
+                router.interfaces.clear();
+                router.gateway.as_mut().unwrap().shares.clear();
+            }
+            Section::Group(group) => group.members.clear(),
+            Section::Rules(set) => set.stateful = false,
+            Section::Vm(_) | Section::Image(_) => {}
+        }
+        out.push((key, Some(section)));
+    }
+    out
+}
+
+#[test]
+fn a_change_touches_no_other_places_than_are_planned_for_it() {
+    let mut before = sections();
+    shared(&mut before, "127.0.0.1");
+    for (key, section) in changes() {
+        let mut after = before.clone();
+        match section {
+            Some(section) => after.insert(key.clone(), section),
+            None => after.remove(&key),
+        };
+        for (from, to) in [(&before, &after), (&after, &before)] {
+            check_places(&key, from, to);
+        }
+    }
+}
+
+fn check_places(
+    key: &SectionKey,
+    before: &BTreeMap<SectionKey, Section>,
+    after: &BTreeMap<SectionKey, Section>,
+) {
+    let document = |sections: &BTreeMap<SectionKey, Section>| Document {
+        sections: sections.clone(),
+        ..Document::default()
+    };
+    let (old, new) = (document(before), document(after));
+    let changed = crate::changed(&old, &new);
+    let (old, new) = (Sections::of(&old), Sections::of(&new));
+    let settings = small_settings(None);
+    let places = crate::touched(&old, &new, &settings, &changed);
+    let (was, is) = (planned(before.clone(), None), planned(after.clone(), None));
+    let differ = old.places().into_iter().chain(new.places());
+    let differ: BTreeSet<Place> =
+        differ.filter(|place| was.places.get(place) != is.places.get(place)).collect();
+    assert!(differ.is_subset(&places), "{key:?}: {differ:?} differ, {places:?} are planned");
+    let part = plan_of(&new, &settings, Tracking::BrNetfilter, &places);
+    assert_eq!(part, is.of(&places), "{key:?}: a place is the same planned alone");
 }
 
 #[test]

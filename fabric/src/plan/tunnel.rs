@@ -30,7 +30,7 @@ fn remote<'a>(
 /// Legs of routers that other nodes have into an external network: those of this node's own routers, whether or not
 /// they are among the members.
 fn legs_elsewhere(s: &Sections, settings: &Settings, network: Uuid) -> BTreeMap<Mac, IpAddr> {
-    let gateways = s.routers.values().filter_map(|router| router.gateway.as_ref());
+    let gateways = s.routers_of(network).filter_map(|router| router.gateway.as_ref());
     let mut out = BTreeMap::new();
     for gateway in gateways.filter(|gateway| gateway.network == network) {
         let nodes = gateway.shares.iter().map(|share| share.vtep).chain(gateway.owner);
@@ -40,6 +40,16 @@ fn legs_elsewhere(s: &Sections, settings: &Settings, network: Uuid) -> BTreeMap<
     out
 }
 
+/// Whether a network has a tunnel.
+pub fn is_dug(s: &Sections, settings: &Settings, network: &Network) -> bool {
+    network.physical.is_none() && is_shared(s, settings, network.id)
+}
+
+/// Whether another node has a member of a network itself.
+pub fn is_elsewhere(s: &Sections, settings: &Settings, network: Uuid) -> bool {
+    remote(s, settings, network).next().is_some()
+}
+
 /// Whether another node has a member of the network, or a leg into it of a router with a member behind.
 fn is_shared(s: &Sections, settings: &Settings, network: Uuid) -> bool {
     if !legs_elsewhere(s, settings, network).is_empty() {
@@ -47,7 +57,7 @@ fn is_shared(s: &Sections, settings: &Settings, network: Uuid) -> bool {
     }
     let beyond = distributed_legs(s, network).flat_map(|(router, _)| router.interfaces.iter());
     let mut networks = beyond.map(|interface| interface.network).chain([network]);
-    networks.any(|network| remote(s, settings, network).next().is_some())
+    networks.any(|network| is_elsewhere(s, settings, network))
 }
 
 /// Adds the tunnel to a network's namespace, when another node may send to it.
@@ -60,7 +70,7 @@ pub fn dig(s: &Sections, settings: &Settings, network: &Network, space: &mut Spa
             space.neighbours.insert((BRIDGE.to_string(), *address), member.mac);
         }
     }
-    if network.physical.is_some() || !is_shared(s, settings, network.id) {
+    if !is_dug(s, settings, network) {
         return;
     }
     let kind = LinkKind::Vxlan { vni: network.vni, port: settings.vxlan_port, local: settings.node_address };
@@ -114,7 +124,7 @@ fn distributed_legs<'a>(
     s: &Sections<'a>,
     network: Uuid,
 ) -> impl Iterator<Item = (&'a Router, &'a base::node::RouterInterface)> {
-    let routers: Vec<&'a Router> = s.routers.values().copied().filter(|router| !router.central).collect();
+    let routers: Vec<&'a Router> = s.routers_of(network).filter(|router| !router.central).collect();
     let legs = routers.into_iter().flat_map(|r| r.interfaces.iter().map(move |interface| (r, interface)));
     legs.filter(move |(_, interface)| interface.network == network)
 }

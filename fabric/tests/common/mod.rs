@@ -162,7 +162,7 @@ impl World {
         let report = self.sync_once().await;
         let document = self.document.clone();
         let fabric = self.fabric();
-        assert_eq!(fabric.sync(&document).await.unwrap(), report);
+        assert_eq!(fabric.check(&document).await.unwrap(), report);
         assert_eq!(fabric.last_steps(), [""; 0]);
         report
     }
@@ -226,7 +226,23 @@ impl World {
         let tap = self.fabric().open_tap(port.id).unwrap();
         let guest = Guest::new(tap, port);
         self.until_forwarding(port);
+        assert!(eventually(|| self.legs_forward()));
         guest
+    }
+
+    /// Whether the ends of pairs in bridges take frames already.
+    fn legs_forward(&self) -> bool {
+        let networks = self.document.sections.keys().filter_map(|key| match key {
+            SectionKey::Network(id) => Some(fabric::Place::Network(*id)),
+            _ => None,
+        });
+        let names = networks.filter_map(|place| place.name(self.cloud));
+        let mut links =
+            names.map(|ns| sh(&["ip", "-n", &ns, "-d", "-o", "link", "show", "type", "veth", "up"]));
+        links.all(|links| {
+            let slaves = links.lines().filter(|line| line.contains("bridge_slave"));
+            slaves.filter(|line| line.contains("LOWER_UP")).all(|line| line.contains("state forwarding"))
+        })
     }
 
     /// A bridge takes frames of a port some time after its carrier.
