@@ -17,10 +17,10 @@ TEST := $(if $(shell command -v cargo-nextest),cargo nextest run --no-fail-fast,
 PROGRAMS := cc:gcc ld.lld:lld qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils nft:nftables ip:iproute2 \
   ssh:openssh-client ping:iputils-ping python3:python3 cpio:cpio zstd:zstd mke2fs:e2fsprogs unshare:util-linux
 
-.PHONY: help deps cargo build up down guest clients test acceptance gate bench conformance clean
+.PHONY: help deps cargo build up down guest clients test acceptance gate bench bench-network conformance clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
 deps: cargo ## installs the Debian packages that are missing, and no others
 	@missing=(); \
@@ -64,7 +64,11 @@ gate: deps ## format, lints, tests: cheapest first
 	$(MAKE) test
 
 bench: deps ## the figures beside their budgets
-	cargo build --release -p shisa && cargo bench -p bench
+	cargo build --release -p shisa && cargo bench -p bench --bench store --bench api
+
+# PEER is a directory with openstack-up.sh and openstack-down.sh, which start and end a real OpenStack on loopback.
+bench-network: deps ## Networking beside a real neutron-server: make bench-network PEER=DIR (without: alone)
+	cargo build --release -p shisa && PEER='$(if $(PEER),$(abspath $(PEER)))' cargo bench -p bench --bench network
 
 conformance: build ## OpenStack's own tests against the cloud that is up: make conformance SUITE=identity
 	conformance/run $(or $(SUITE),identity)
