@@ -17,7 +17,7 @@ TEST := $(if $(shell command -v cargo-nextest),cargo nextest run --no-fail-fast,
 PROGRAMS := cc:gcc ld.lld:lld qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils nft:nftables ip:iproute2 \
   ssh:openssh-client ping:iputils-ping python3:python3 cpio:cpio zstd:zstd mke2fs:e2fsprogs unshare:util-linux
 
-.PHONY: help deps cargo build up down guest clients test acceptance gate bench bench-network conformance clean
+.PHONY: help deps cargo build up down guest clients test acceptance gate bench bench-network bench-fabric conformance clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -69,6 +69,10 @@ bench: deps ## the figures beside their budgets
 # PEER is a directory with openstack-up.sh and openstack-down.sh, which start and end a real OpenStack on loopback.
 bench-network: deps ## Networking beside a real neutron-server: make bench-network PEER=DIR (without: alone)
 	cargo build --release -p shisa && PEER='$(if $(PEER),$(abspath $(PEER)))' cargo bench -p bench --bench network
+
+# The same directory, with dataplane-limits.sh.
+bench-fabric: deps ## the fabric beside other data planes of this kernel: make bench-fabric PEER=DIR (without: alone)
+	cargo build --release -p fabric --example host && bench/fabric $(TARGET)/release/examples/host $(PEER)
 
 conformance: build ## OpenStack's own tests against the cloud that is up: make conformance SUITE=identity
 	conformance/run $(or $(SUITE),identity)
