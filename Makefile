@@ -15,12 +15,13 @@ TEST := $(if $(shell command -v cargo-nextest),cargo nextest run --no-fail-fast,
 
 # What must be there, each with the Debian package that brings it.
 PROGRAMS := cc:gcc ld.lld:lld qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils nft:nftables ip:iproute2 \
-  ssh:openssh-client ping:iputils-ping python3:python3 cpio:cpio zstd:zstd mke2fs:e2fsprogs unshare:util-linux
+  ssh:openssh-client ping:iputils-ping python3:python3 cpio:cpio zstd:zstd mke2fs:e2fsprogs unshare:util-linux \
+  busybox:busybox iperf3:iperf3
 
-.PHONY: help deps cargo build up down guest clients test acceptance gate bench bench-network bench-fabric conformance clean
+.PHONY: help deps cargo build up down guest clients test acceptance fabric-test fabric-test-broken gate bench bench-network bench-fabric conformance clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
 
 deps: cargo ## installs the Debian packages that are missing, and no others
 	@missing=(); \
@@ -57,6 +58,24 @@ test: deps guest clients ## every test that does not need hours
 
 acceptance: deps guest clients ## a user's day with the openstack client on real guests (part of test)
 	cargo test -p shisa --test client -- --ignored --nocapture
+
+fabric-test: deps ## three hosts with real packets, the long form (a short one is part of test)
+	cargo test -p shisa --test fabric --no-run
+	cargo test -q -p shisa --test fabric -- --full
+
+# Each fault with a check that must find it.
+BROKEN := break-snat:snat break-security-group:group-inward break-east-west:east-west
+
+fabric-test-broken: deps ## that fabric-test finds what is broken on purpose
+	@trap 'cargo build -q -p shisa' EXIT; \
+	for fault in $(BROKEN); do \
+	  run="cargo test -q -p shisa --test fabric --features $${fault%:*}"; \
+	  $$run --no-run || exit 1; \
+	  if said=$$($$run 2>&1); then echo "$${fault%:*}: nothing failed"; exit 1; fi; \
+	  failed=$$(grep '^failed: ' <<<"$$said") && grep -qw -- "$${fault#*:}" <<<"$$failed" || \
+	    { echo "$$said"; echo "$${fault%:*}: $${fault#*:} did not fail"; exit 1; }; \
+	  echo "$${fault%:*}: $$failed"; \
+	done
 
 gate: deps ## format, lints, tests: cheapest first
 	cargo fmt --all --check

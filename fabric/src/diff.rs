@@ -4,7 +4,8 @@
 //! Pure. A step is idempotent, and one that fails leaves the others to be done.
 
 use crate::state::{
-    BridgePort, KernelState, Link, LinkKind, MAIN, Place, Route, Set, Space, Station, Table, is_group_set,
+    BRIDGE, BridgePort, KernelState, Link, LinkKind, MAIN, Place, Route, Set, Space, Station, Table,
+    is_group_set,
 };
 use base::units::Mac;
 use ipnet::IpNet;
@@ -43,6 +44,8 @@ pub enum Action {
     StationSet(Station),
     /// Tells the link who has an address now.
     Announce(String, IpAddr),
+    /// Tells the ports of a bridge that another has an address now.
+    Introduce(String, IpAddr, Mac),
     /// Deletes the connections of these addresses, so that what is no longer allowed ends at once.
     Forget(BTreeSet<IpAddr>),
     Remove,
@@ -78,7 +81,7 @@ impl Step {
             Action::NeighbourSet(..) => 14,
             Action::StationRemove(_) => 15,
             Action::StationSet(_) => 16,
-            Action::Announce(..) => 17,
+            Action::Announce(..) | Action::Introduce(..) => 17,
             Action::Forget(_) => 18,
             Action::Remove => 19,
         }
@@ -148,9 +151,20 @@ fn space(seen: &Space, want: &Space, out: &mut Vec<Action>) {
             out.push(Action::NeighbourRemove(device.clone(), *address));
         }
     }
+    // A member of a network that is gone, or another's now: what it had through the router ends.
+    let left = seen.neighbours.iter().filter(|((device, _), _)| device.starts_with("qr-") && stays(device));
+    let left = left.filter(|(key, mac)| want.neighbours.get(*key) != Some(*mac));
+    let left: BTreeSet<IpAddr> = left.map(|((_, address), _)| *address).collect();
+    if !left.is_empty() {
+        out.push(Action::Forget(left));
+    }
     for (key, mac) in &want.neighbours {
         if !stays(&key.0) || seen.neighbours.get(key) != Some(mac) {
             out.push(Action::NeighbourSet(key.0.clone(), key.1, *mac));
+            let moved = stays(&key.0) && seen.neighbours.contains_key(key);
+            if moved && key.0 == BRIDGE {
+                out.push(Action::Introduce(key.0.clone(), key.1, *mac));
+            }
         }
     }
     // One that moves to another node is replaced, so that no frame finds none.
@@ -403,6 +417,7 @@ impl fmt::Display for Step {
             Action::StationSet(station) => write!(out, "station {} set", station_text(station)),
             Action::StationRemove(station) => write!(out, "station {} remove", station_text(station)),
             Action::Announce(name, address) => write!(out, "announce {name} {address}"),
+            Action::Introduce(name, address, mac) => write!(out, "introduce {name} {address} at {mac}"),
             Action::Forget(addresses) => {
                 let texts: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
                 write!(out, "forget {}", texts.join(" "))

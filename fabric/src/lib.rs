@@ -15,13 +15,17 @@
 //! Floating addresses are on the node of their port; guests without one leave by a block of the gateway's ports, and what
 //! comes back to the gateway's owner is passed on without state (`plan::gateway`).
 //!
+//! Addresses that guests announce by their pairs are claimed in the report (`claims`), which `news` tells at once.
+//!
 //! Deliberately absent for now: flowtables, QoS, trunks, floating addresses of IPv6.
 
+mod claims;
 pub mod diff;
 mod kernel;
 pub mod plan;
 pub mod respond;
 pub mod state;
+pub mod trace;
 
 pub use respond::metadata::{Listener, Listeners};
 pub use respond::{Post, Responder, Servers};
@@ -29,6 +33,7 @@ pub use state::Place;
 
 use base::node::{Document, PortReport};
 use base::{Error, Result};
+use claims::Claims;
 use kernel::{Kernel, nft, tap, uplink};
 use plan::{Sections, Tracking};
 use respond::metadata::Metadata;
@@ -37,6 +42,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 /// What a node is, as far as its network goes.
@@ -76,6 +82,7 @@ pub struct Fabric {
     tracking: Tracking,
     kernel: Arc<Mutex<Kernel>>,
     metadata: Metadata,
+    claims: Claims,
     /// By network and fixed address, as of the last `sync`.
     ports: BTreeMap<(Uuid, IpAddr), Uuid>,
     /// Namespace and device of each port, as of the last `sync`.
@@ -102,6 +109,7 @@ impl Fabric {
             tracking,
             kernel: Arc::new(Mutex::new(kernel)),
             metadata: Metadata::default(),
+            claims: Claims::default(),
             ports: BTreeMap::new(),
             taps: BTreeMap::new(),
             done: Done::default(),
@@ -123,6 +131,11 @@ impl Fabric {
             tracing::warn!(error = error.chain(), %place, "guests reach no metadata there");
             self.done.failures.push((place, error.chain()));
         }
+        let unheard = self.claims.follow(&lock(&self.kernel), &sections);
+        for (place, error) in unheard {
+            tracing::warn!(error = error.chain(), %place, "claims are not heard there");
+            self.done.failures.push((place, error.chain()));
+        }
         let up = |port: &&base::node::Port| {
             let place = Place::Network(port.network);
             port.admin_up && self.taps.contains_key(&port.id) && !failed.contains(&place)
@@ -130,7 +143,7 @@ impl Fabric {
         Ok(sections
             .ports
             .iter()
-            .map(|(id, port)| (*id, PortReport { up: up(port), ..PortReport::default() }))
+            .map(|(id, port)| (*id, PortReport { up: up(port), claims: self.claims.of(*id) }))
             .collect())
     }
 
@@ -167,6 +180,11 @@ impl Fabric {
     /// Whose address it is on a network; the network is the listener's.
     pub fn port_of(&self, network: Uuid, source: IpAddr) -> Option<Uuid> {
         self.ports.get(&(network, source)).copied()
+    }
+
+    /// Told when the report has changed by itself: `sync` again.
+    pub fn news(&self) -> Arc<Notify> {
+        self.claims.news()
     }
 
     /// The steps that the last `sync` took, as text; none when all was right.

@@ -143,6 +143,27 @@ fn spoofed_frames_end_at_the_tap() {
         advert.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
         advert.extend([134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0]);
         refused("RA", &|a| a.send(EVERYONE, 0x86dd, &advert), &[134, 0, 0, 0, 64]);
+        let advertise = |target: std::net::Ipv6Addr| {
+            let mut claim = vec![0x60, 0, 0, 0, 0, 32, 58, 255];
+            claim.extend(mac.link_local().octets());
+            claim.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+            claim.extend([136, 0, 0, 0, 0x20, 0, 0, 0]);
+            claim.extend(target.octets());
+            claim.extend([2, 1]);
+            claim.extend(mac.0);
+            // Sum of addresses, length, protocol and message.
+            let sum =
+                claim[8..].chunks(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]]) as u32).sum::<u32>();
+            let sum = sum + 32 + 58;
+            let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+            claim[42..44].copy_from_slice(&sum.to_be_bytes());
+            claim
+        };
+        let stolen: std::net::Ipv6Addr = "fd00:81::9".parse().unwrap();
+        refused("advertised target", &|a| a.send(EVERYONE, 0x86dd, &advertise(stolen)), &stolen.octets());
+        let own = mac.link_local();
+        let honest = |a: &mut Raw| a.send(EVERYONE, 0x86dd, &advertise(own));
+        assert!(passes(&mut a, &mut b, honest, &own.octets()), "its own may be advertised");
     });
 }
 

@@ -194,31 +194,58 @@ fn an_uplink_carries_external_ranges_and_is_left_as_it_was() {
     });
 }
 
-/// `cargo test -p fabric --test host -- --ignored --nocapture`
+/// A node with 100 routers, 100 networks and 1,000 ports, and a group of 1,000.
+fn thousand(w: &mut World) -> Group {
+    let friends = Group {
+        id: id(8, 1),
+        members: (0..1000u16).map(|n| std::net::IpAddr::from([10, 2, (n >> 8) as u8, n as u8])).collect(),
+    };
+    w.put(Section::Group(friends.clone()));
+    for n in 1..=100u8 {
+        let net = w.network(n, "10.1.0.0/24");
+        let mut r = router(1, &[(net, "10.1.0.1/24")]);
+        r.id = id(4, n);
+        r.interfaces[0].port = id(5, n);
+        w.put(Section::Router(r));
+        for p in 0..10u8 {
+            let mut port = port(p, net, &format!("10.1.0.{}", 5 + p), None);
+            port.id = uuid::Uuid::from_u128((3 << 120) | (n as u128) << 112 | (p as u128) << 104);
+            let ssh = rule(Direction::Ingress, false, Some(6), Some((22, 22)), Remote::Any);
+            let friendly =
+                rule(Direction::Ingress, false, Some(6), Some((80, 80)), Remote::Group(friends.id));
+            let set = if n == 1 { rules_in(&[ssh, friendly]) } else { rules_in(&[ssh]) };
+            port.rules = Some(set.hash());
+            w.put(Section::Rules(set));
+            w.put(Section::Port(port));
+        }
+    }
+    friends
+}
+
+/// `cargo test --release -p fabric --test host -- --ignored --nocapture`
 #[test]
 #[ignore = "a measurement"]
 fn how_long_a_sync_takes() {
     run(async |w| {
-        for n in 1..=50u8 {
-            let net = w.network(n, "10.1.0.0/24");
-            w.put(Section::Router(router(n % 7, &[(net, "10.1.0.1/24")])));
-            for p in 0..4u8 {
-                let mut port = port(p, net, &format!("10.1.0.{}", 5 + p), None);
-                port.id = uuid::Uuid::from_u128((3 << 120) | (n as u128) << 112 | (p as u128) << 104);
-                let set = rules_in(&[rule(Direction::Ingress, false, Some(6), Some((22, 22)), Remote::Any)]);
-                port.rules = Some(set.hash());
-                w.put(Section::Rules(set));
-                w.put(Section::Port(port));
-            }
-        }
-        for what in ["from nothing", "after it", "again"] {
+        let mut friends = thousand(w);
+        let measure = async |w: &mut World, what: &str| {
+            let document = w.document.clone();
             let start = std::time::Instant::now();
-            w.sync().await;
+            w.fabric().sync(&document).await.unwrap();
             println!("{what}: {:?}, {} steps", start.elapsed(), w.fabric().last_steps().len());
-        }
-        w.document.sections.remove(&SectionKey::Port(uuid::Uuid::from_u128((3 << 120) | (1 << 112))));
+        };
+        measure(w, "from nothing").await;
+        measure(w, "again").await;
+        w.listeners.clear();
+        drop(w.fabric.take());
         let start = std::time::Instant::now();
-        w.sync().await;
-        println!("one port gone: {:?}, {} steps", start.elapsed(), w.fabric().last_steps().len());
+        w.restart().await;
+        println!("opened: {:?}", start.elapsed());
+        measure(w, "after a restart").await;
+        friends.members.insert(address("10.2.9.9"));
+        w.put(Section::Group(friends));
+        measure(w, "a member of a group came").await;
+        w.document.sections.remove(&SectionKey::Port(uuid::Uuid::from_u128((3 << 120) | (1 << 112))));
+        measure(w, "one port gone").await;
     });
 }

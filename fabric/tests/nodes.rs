@@ -7,6 +7,8 @@ mod common;
 use base::node::*;
 use common::hosts::*;
 use common::*;
+use std::net::IpAddr;
+use std::process::Command;
 
 #[test]
 fn neighbours_on_two_hosts_meet_and_no_third_sees_them() {
@@ -77,4 +79,186 @@ fn ipv6_meets_between_hosts_in_a_network_and_by_a_router() {
         far.route("fd00:73:1::/64", "fd00:73:2::1");
         assert!(a.pings("fd00:73:2::6"));
     });
+}
+
+#[test]
+fn rules_and_groups_hold_between_hosts_and_cut_what_they_no_longer_allow() {
+    run_hosts(2, async |c| {
+        let net = c.network(1, "10.74.0.0/24");
+        let friends = id(8, 1);
+        let group = |member: &str| Section::Group(Group { id: friends, members: [address(member)].into() });
+        c.put(group("10.74.0.5"));
+        let tcp = |port, remote| rule(Direction::Ingress, false, Some(6), Some((port, port)), remote);
+        let guarded = rules_in(&[tcp(80, Remote::Any), tcp(81, Remote::Group(friends))]);
+        let (a, b) = (c.port(0, 1, net, "10.74.0.5", &open()), c.port(0, 2, net, "10.74.0.6", &open()));
+        let server = c.port(1, 3, net, "10.74.0.7", &guarded);
+        let silent = rules(&[]);
+        let mute = c.port(1, 4, net, "10.74.0.8", &silent);
+        c.sync().await;
+        let (a, b) = (c.guest(0, &a), c.guest(0, &b));
+        let (guest, mute) = (c.guest(1, &server), c.guest(1, &mute));
+        guest.serve(80);
+        let listener = guest.ns.inside(|| std::net::TcpListener::bind("0.0.0.0:81").unwrap());
+        echo(listener);
+        assert!(!a.pings("10.74.0.7"), "echo is not allowed in");
+        assert!(guest.pings("10.74.0.5"), "answers are");
+        assert!(!mute.pings("10.74.0.5"), "nothing is allowed out");
+        assert!(a.connects("10.74.0.7", 80) && b.connects("10.74.0.7", 80));
+        assert!(!b.connects("10.74.0.7", 81), "not a member");
+        let to = "10.74.0.7:81".parse().unwrap();
+        let mut stream = a
+            .ns
+            .inside(|| std::net::TcpStream::connect_timeout(&to, std::time::Duration::from_secs(1)).unwrap());
+        assert!(echoes(&mut stream), "a member of the group, on another node");
+        c.put(group("10.74.0.6"));
+        c.sync().await;
+        assert!(!echoes(&mut stream), "its running connection ends with its membership");
+    });
+}
+
+fn echo(listener: std::net::TcpListener) {
+    use std::io::{Read, Write};
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut byte = [0];
+        while stream.read_exact(&mut byte).is_ok() {
+            let _ = stream.write_all(&byte);
+        }
+    });
+}
+
+fn echoes(stream: &mut std::net::TcpStream) -> bool {
+    use std::io::{Read, Write};
+    stream.set_read_timeout(Some(std::time::Duration::from_millis(700))).unwrap();
+    stream.write_all(&[1]).unwrap();
+    stream.read_exact(&mut [0]).is_ok()
+}
+
+#[test]
+fn a_port_that_moves_to_another_host_is_found_there() {
+    run_hosts(3, async |c| {
+        let (one, two) = (c.network(1, "10.75.1.0/24"), c.network(2, "10.75.2.0/24"));
+        c.put(Section::Router(router(1, &[(one, "10.75.1.1/24"), (two, "10.75.2.1/24")])));
+        let near = c.port(0, 1, one, "10.75.1.5", &open());
+        let far = c.port(0, 2, two, "10.75.2.5", &open());
+        let moving = c.port(1, 3, one, "10.75.1.6", &open());
+        c.sync().await;
+        let (near, far) = (c.guest(0, &near), c.guest(0, &far));
+        far.route("default", "10.75.2.1");
+        let guest = c.guest(1, &moving);
+        guest.route("default", "10.75.1.1");
+        assert!(near.pings("10.75.1.6") && far.pings("10.75.1.6"));
+        drop(guest);
+        c.at(1).document.sections.remove(&SectionKey::Port(moving.id));
+        let moved = c.port(2, 3, one, "10.75.1.6", &open());
+        c.sync().await;
+        let guest = c.guest(2, &moved);
+        guest.route("default", "10.75.1.1");
+        assert!(near.pings("10.75.1.6") && far.pings("10.75.1.6"));
+    });
+}
+
+#[test]
+fn a_central_router_is_reached_on_its_node() {
+    run_hosts(2, async |c| {
+        let (one, two) = (c.network(1, "10.76.1.0/24"), c.network(2, "10.76.2.0/24"));
+        let a = c.port(1, 1, one, "10.76.1.5", &open());
+        let b = c.port(1, 2, two, "10.76.2.5", &open());
+        let mut central = router(1, &[(one, "10.76.1.1/24"), (two, "10.76.2.1/24")]);
+        central.central = true;
+        for interface in &central.interfaces {
+            let addresses = interface.addresses.iter().map(|net| net.addr()).collect();
+            let (mac, name) = (interface.mac, String::new());
+            let leg = Member { mac, addresses, vtep: Some(vtep(0)), name };
+            c.member(interface.network, interface.port, Some(leg));
+        }
+        c.at(0).put(Section::Router(central));
+        c.sync().await;
+        let (a, b) = (c.guest(1, &a), c.guest(1, &b));
+        a.route("default", "10.76.1.1");
+        b.route("default", "10.76.2.1");
+        let before = c.carried(0);
+        assert!(a.pings("10.76.2.5"));
+        assert!(c.carried(0) >= before + 4, "there and back by the router's node");
+    });
+}
+
+/// Takes claims into the members, as the plane does. Returns whether the port claims the address.
+async fn claims(c: &mut Hosts, host: usize, port: &Port, others: &[&Port]) -> bool {
+    let vip = address("10.77.1.100");
+    let world = c.at(host);
+    let (news, document) = (world.fabric().news(), world.document.clone());
+    let told = tokio::time::timeout(std::time::Duration::from_secs(2), news.notified()).await;
+    let report = c.at(host).fabric().sync(&document).await.unwrap();
+    let claimed = told.is_ok() && report[&port.id].claims.contains(&vip);
+    let mut member = |port: &Port, host: usize, more: &[IpAddr]| {
+        let mut addresses = vec![port.fixed[0].address];
+        addresses.extend(more);
+        let (mac, name) = (port.mac, String::new());
+        c.member(port.network, port.id, Some(Member { mac, addresses, vtep: Some(vtep(host)), name }));
+    };
+    for (n, other) in others.iter().enumerate() {
+        member(other, n, &[]);
+    }
+    member(port, host, &[vip]);
+    c.sync().await;
+    claimed
+}
+
+#[test]
+fn a_virtual_address_follows_its_announcements_between_hosts() {
+    run_hosts(3, async |c| {
+        let (one, two) = (c.network(1, "10.77.1.0/24"), c.network(2, "10.77.2.0/24"));
+        c.put(Section::Router(router(1, &[(one, "10.77.1.1/24"), (two, "10.77.2.1/24")])));
+        let mut ports = [c.port(0, 1, one, "10.77.1.5", &open()), c.port(1, 2, one, "10.77.1.6", &open())];
+        for (host, port) in ports.iter_mut().enumerate() {
+            port.pairs = vec![("10.77.1.100/32".parse().unwrap(), port.mac)];
+            c.at(host).put(Section::Port(port.clone()));
+        }
+        let near = c.port(2, 3, one, "10.77.1.7", &open());
+        let far = c.port(2, 4, two, "10.77.2.7", &open());
+        c.sync().await;
+        let guests = [c.guest(0, &ports[0]), c.guest(1, &ports[1])];
+        let (near, far) = (c.guest(2, &near), c.guest(2, &far));
+        far.route("default", "10.77.2.1");
+        for guest in &guests {
+            guest.route("default", "10.77.1.1");
+            guest.serve(7);
+        }
+        for (holder, other) in [(0, 1), (1, 0)] {
+            let _ = Command::new("ip")
+                .args(["-n", &guests[other].ns.0, "addr", "del", "10.77.1.100/24", "dev", "eth0"])
+                .output();
+            guests[holder].ns.ip("addr add 10.77.1.100/24 dev eth0");
+            guests[holder].ns.inside(|| garp(ports[holder].mac, [10, 77, 1, 100]));
+            assert!(claims(c, holder, &ports[holder], &[&ports[0], &ports[1]]).await, "claim of {holder}");
+            assert!(near.connects("10.77.1.100", 7), "on its subnet, from {holder}");
+            assert!(far.connects("10.77.1.100", 7), "by a router, from {holder}");
+            let before = c.carried(other);
+            assert!(near.pings("10.77.1.100"));
+            assert_eq!(c.carried(other), before, "its frames go to the one that has it");
+        }
+        guests[0].ns.inside(|| garp(ports[0].mac, [10, 77, 1, 99]));
+        guests[0].ns.inside(|| garp(mac(99), [10, 77, 1, 100]));
+        let news = c.at(0).fabric().news();
+        let told = tokio::time::timeout(std::time::Duration::from_millis(500), news.notified()).await;
+        assert!(told.is_err(), "no pair has this address, or this MAC");
+        c.at(1).restart().await;
+        let document = c.at(1).document.clone();
+        let report = c.at(1).fabric().sync(&document).await.unwrap();
+        let held = &report[&ports[1].id].claims;
+        assert_eq!(*held, [address("10.77.1.100")].into(), "a new process goes on with what the plane says");
+    });
+}
+
+/// Says out of `eth0` that a MAC has an address.
+fn garp(mac: base::units::Mac, address: [u8; 4]) {
+    let mut frame = vec![0xff; 6];
+    frame.extend(mac.0);
+    frame.extend([0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend(mac.0);
+    frame.extend(address);
+    frame.extend([0; 6]);
+    frame.extend(address);
+    send_frame("eth0", &frame);
 }

@@ -143,6 +143,10 @@ fn a_port_speaks_only_as_itself() {
         w.put(Section::Port(a.clone()));
         w.sync().await;
         assert!(from_other(), "an allowed pair");
+        a.pairs.push(("::/0".parse().unwrap(), a.mac));
+        a.pairs.push(("fd00:75::/64".parse().unwrap(), mac(77)));
+        w.put(Section::Port(a.clone()));
+        w.sync().await;
         guest.ns.ip("link set eth0 address fa:16:3e:99:99:99");
         assert!(!guest.pings("10.75.0.6"), "a MAC of another");
         a.port_security = false;

@@ -224,6 +224,14 @@ impl Documents {
         }
     }
 
+    /// What a node is told at a state, from scratch; nothing is remembered of it.
+    pub fn at(&self, state: &State, name: &str) -> Document {
+        let keys = self.keys(state, name).into_iter();
+        let sections =
+            keys.filter_map(|key| Some((key.clone(), Section::clone(&*self.render(state, name, &key)?))));
+        Document { generation: generation(state, state.revision()), sections: sections.collect() }
+    }
+
     /// What changed since `after`, when something has, or after `wait`.
     pub async fn after(&self, name: &str, after: Generation, wait: Duration) -> Patch {
         let deadline = Instant::now() + wait;

@@ -27,14 +27,14 @@ pub use rest::{App, service};
 pub use silent::SilentNodesClosed;
 
 use base::join::{Answer, Ask, Question};
-use base::node::{Generation, Hello, Patch, Report, SectionKey};
+use base::node::{Document, Generation, Hello, Patch, Report, SectionKey};
 use base::{Error, Result};
 use document::Documents;
 use question::Questions;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use store::{Cause, Cell, Schema, Tx};
+use store::{Cause, Cell, Schema, State, Tx};
 use uuid::Uuid;
 
 /// A node that was not heard for this long counts as down. A waiting node asks again after `DOCUMENT_WAIT_MAX`.
@@ -85,6 +85,11 @@ impl Fleet {
     pub async fn hello(&self, hello: Hello) -> Result<()> {
         self.heard(&hello.name);
         self.inner.cell.write(Cause::step("hello"), move |tx| node::join(tx, &hello)).await
+    }
+
+    /// What a node is told at a state: to look at it. The node itself asks by `document`.
+    pub fn document_at(&self, state: &State, node: &str) -> Document {
+        self.inner.documents.at(state, node)
     }
 
     /// What changed for a node since `after`; waits at most `wait` for something to change.

@@ -30,6 +30,7 @@ pub mod subnet;
 pub mod subnet_pool;
 mod tag;
 pub mod topology;
+mod trace;
 mod zone;
 
 use address_group::AddressGroup;
@@ -126,6 +127,7 @@ fn routes() -> Vec<Route<App>> {
         get("/v2.0/extensions/{alias}", "get_extensions", extension::show),
         get("/v2.0/availability_zones", "get_availability_zone", zone::list),
         get("/v2.0/service-providers", "get_service_provider", extension::providers),
+        get("/v2.0/ports/{id}/trace", "trace_port", trace::show),
         get("/v2.0/agents", "get_agent", agent::list),
         get("/v2.0/agents/{id}", "get_agent", agent::show),
         put("/v2.0/agents/{id}", "update_agent", agent::update),

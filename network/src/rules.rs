@@ -101,6 +101,7 @@ rules! {
     rule("get_extensions", "@", "List and show extensions"),
     rule("get_availability_zone", "@", "List availability zones"),
     rule("get_service_provider", "@", "List service providers"),
+    rule("trace_port", ADMIN, "Ask which way a packet from a port would take"),
     rule("get_agent", READER, "List and show agents; others than administrators see none"),
     rule("update_agent", ADMIN, "Describe an agent, or take it out of service"),
     rule("delete_agent", ADMIN, "Remove an agent"),

@@ -182,3 +182,34 @@ async fn an_address_of_allowed_pairs_goes_to_who_claimed_it_last() {
     assert_eq!(holder().await, (vec![b.uuid()], vec![b.uuid()]));
     assert_eq!(site.net.cloud.cell.read().get::<Port>(&b).unwrap().claims, [address].into());
 }
+
+#[tokio::test]
+async fn a_trace_names_the_way_and_the_rule_that_stops_a_packet() {
+    let site = Site::new(json!({})).await;
+    let (a, b) = (site.port("n1").await, site.port("n2").await);
+    let fixed = |port: Id<Port>| site.net.cloud.cell.read().get::<Port>(&port).unwrap().fixed[0].address;
+    let to = fixed(b);
+    let trace = async |query: String| {
+        let path = format!("/ports/{a}/trace?{query}");
+        let trace = site.net.get(&site.net.admin, &path).await;
+        let hops =
+            trace["hops"].as_array().unwrap().iter().map(|hop| hop["host"].as_str().unwrap().to_string());
+        (trace["result"].as_str().unwrap().to_string(), hops.collect::<Vec<_>>())
+    };
+    let way =
+        |result: &str, hosts: &[&str]| (result.to_string(), hosts.iter().map(|h| h.to_string()).collect());
+    // Both are in the default group, which lets its own in.
+    assert_eq!(trace(format!("to={to}&protocol=tcp&port=22")).await, way("delivered", &["n1", "n2"]));
+    assert_eq!(trace("to=9.9.9.9".to_string()).await, way("left", &["n1"; 4]));
+    site.net.change(&site.net.admin, &format!("/ports/{b}"), "port", json!({"security_groups": []})).await;
+    assert_eq!(trace(format!("to={to}")).await, way("dropped", &["n1", "n2"]));
+
+    let path = format!("/ports/{a}/trace");
+    for query in ["", "?to=x", "?to=10.0.0.1&protocol=tcp", "?to=10.0.0.1&port=1", "?to=10.0.0.1&protocol=x"]
+    {
+        let refused = site.net.refused(&site.net.admin, "GET", &format!("{path}{query}"), Value::Null).await;
+        assert_eq!(refused.0, 400, "{query}");
+    }
+    let member = site.net.cloud.member("member").await;
+    assert_eq!(site.net.refused(&member, "GET", &format!("{path}?to=10.0.0.1"), Value::Null).await.0, 403);
+}

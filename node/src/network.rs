@@ -28,12 +28,15 @@ pub struct Network {
     answers: Mutex<Answers>,
     /// The newest document that the fabric has followed.
     synced: watch::Sender<Generation>,
+    /// Told by the fabric when its report has changed by itself.
+    news: Arc<Notify>,
 }
 
 impl Network {
     pub fn new(fabric: Fabric, answers: Answers) -> Network {
+        let news = fabric.news();
         let (fabric, answers) = (Mutex::new(fabric), Mutex::new(answers));
-        Network { fabric, answers, synced: watch::channel(Generation::default()).0 }
+        Network { fabric, answers, synced: watch::channel(Generation::default()).0, news }
     }
 
     /// The tap of a port, once the fabric has made it.
@@ -77,8 +80,8 @@ impl Kept {
         document: watch::Receiver<Arc<Document>>,
         state: PathBuf,
     ) -> Kept {
+        let wake = network.news.clone();
         let keep = Keep { network, observed, document, state, doors: BTreeMap::new() };
-        let wake = Arc::new(Notify::new());
         let own = wake.clone();
         Kept { wake, task: tokio::spawn(async move { pass::run(keep, &own).await }) }
     }

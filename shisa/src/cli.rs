@@ -1,7 +1,7 @@
 //! The command line: what may be said, and which module carries it out.
 
 use crate::state::Directory;
-use crate::{demo, down, env, join, status, token, up};
+use crate::{demo, down, env, join, status, token, trace, up};
 use base::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -41,6 +41,9 @@ enum Command {
     Demo(Demo),
     /// Print `export OS_...` lines for the OpenStack clients
     Env(Env),
+    /// Look into the cloud's network
+    #[command(subcommand)]
+    Network(Network),
     /// Answers the guests of a node: the node starts it
     #[command(hide = true)]
     Responder(Responder),
@@ -184,6 +187,28 @@ pub struct Env {
     pub name: Option<String>,
 }
 
+#[derive(Debug, Subcommand)]
+pub enum Network {
+    /// Say which way a packet would take, and the rule that stops it (exit code 4: it does not arrive); none is sent
+    Trace(Trace),
+}
+
+#[derive(Args, Debug)]
+pub struct Trace {
+    /// The port that the packet comes from: its id, name or address
+    #[arg(long, value_name = "PORT")]
+    pub from: String,
+    /// Where it goes
+    #[arg(long, value_name = "ADDRESS")]
+    pub to: std::net::IpAddr,
+    /// icmp, tcp, udp, sctp or a number
+    #[arg(long, value_name = "PROTOCOL", default_value = "icmp")]
+    pub protocol: String,
+    /// The port of the receiver, for protocols that have ports
+    #[arg(long, value_name = "NUMBER")]
+    pub port: Option<u16>,
+}
+
 #[derive(Args, Debug)]
 pub struct Responder {
     /// What the node keeps
@@ -240,6 +265,7 @@ pub async fn run(cli: Cli, begin: Instant) -> Result<ExitCode> {
         Command::Status => return status::run(&directory).await,
         Command::Demo(demo) => demo::run(&directory, demo.image.as_deref(), begin).await?,
         Command::Env(env) => env::run(&directory, env.name.as_deref())?,
+        Command::Network(Network::Trace(trace)) => return trace::run(&directory, &trace).await,
         Command::Responder(of) => node::respond(&of.node, of.cloud).await?,
     }
     Ok(ExitCode::SUCCESS)

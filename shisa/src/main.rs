@@ -3,7 +3,8 @@
 //! `up` is the whole cloud in one process: one cell, its services behind one listener, and nodes that ask it in
 //! process; `node` is one node of a cloud on another machine. Everything a process keeps is in the state directory (`state`). An error is one sentence on stderr.
 //!
-//! Exit codes: 0, 1 for an error, 2 for a wrong command line; `status` says 3 for a cloud that is not up.
+//! Exit codes: 0, 1 for an error, 2 for a wrong command line; `status` says 3 for a cloud that is not up, `network trace`
+//! 4 for a packet that does not arrive.
 //!
 //! Deliberately absent so far: several planes, the dashboard.
 
@@ -25,6 +26,7 @@ mod routers;
 mod state;
 mod status;
 mod token;
+mod trace;
 mod up;
 
 use std::process::ExitCode;

@@ -3,6 +3,7 @@
 //! Only IPv4; the host's own neighbours of floating addresses are static entries and need no announcement.
 
 use base::Result;
+use base::units::Mac;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -14,6 +15,17 @@ pub fn announce(device: &str, address: IpAddr) -> Result<()> {
     let (index, mac) = device_of(device)?;
     let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
     send(&socket, index, &frame(mac, address))?;
+    Ok(())
+}
+
+/// Announces an address that another has on a device's link, as this device.
+pub fn introduce(device: &str, address: IpAddr, other: Mac) -> Result<()> {
+    let IpAddr::V4(address) = address else { return Ok(()) };
+    let (index, mac) = device_of(device)?;
+    let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
+    let mut frame = frame(other.0, address);
+    frame[6..12].copy_from_slice(&mac);
+    send(&socket, index, &frame)?;
     Ok(())
 }
 

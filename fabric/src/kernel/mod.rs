@@ -17,6 +17,7 @@ use crate::diff::{Action, Step};
 use crate::plan::Tracking;
 use crate::state::{KernelState, Place, Space, Table};
 use base::{Error, Result};
+use conntrack::Which;
 use netlink::Netlink;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -215,8 +216,15 @@ impl Kernel {
             Action::Announce(name, address) => {
                 self.handle(place)?.inside(|| announce::announce(name, *address))
             }
+            Action::Introduce(name, address, mac) => {
+                self.handle(place)?.inside(|| announce::introduce(name, *address, *mac))
+            }
             Action::Forget(addresses) => {
-                conntrack::forget(&mut self.handle_mut(place)?.netfilter, addresses)?;
+                let which = match place {
+                    Place::Network(_) => Which::Datagrams,
+                    Place::Host | Place::Router(_) => Which::All,
+                };
+                conntrack::forget(&mut self.handle_mut(place)?.netfilter, addresses, which)?;
                 Ok(())
             }
         }

