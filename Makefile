@@ -18,7 +18,8 @@ PROGRAMS := cc:gcc ld.lld:lld qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-u
   ssh:openssh-client ping:iputils-ping python3:python3 cpio:cpio zstd:zstd mke2fs:e2fsprogs unshare:util-linux \
   busybox:busybox iperf3:iperf3
 
-.PHONY: help deps cargo build up down guest clients test acceptance fabric-test fabric-test-broken gate bench bench-fabric-node conformance clean
+.PHONY: help deps cargo build up down guest clients test acceptance fabric-test fabric-test-broken gate bench bench-network \
+  bench-fabric bench-fabric-node conformance clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
@@ -83,7 +84,15 @@ gate: deps ## format, lints, tests: cheapest first
 	$(MAKE) test
 
 bench: deps ## the figures beside their budgets
-	cargo build --release -p shisa && cargo bench -p bench
+	cargo build --release -p shisa && cargo bench -p bench --bench store --bench api
+
+# PEER is a directory with openstack-up.sh and openstack-down.sh, which start and end a real OpenStack on loopback.
+bench-network: deps ## Networking beside a real neutron-server: make bench-network PEER=DIR (without: alone)
+	cargo build --release -p shisa && PEER='$(if $(PEER),$(abspath $(PEER)))' cargo bench -p bench --bench network
+
+# The same directory, with dataplane-limits.sh.
+bench-fabric: deps ## the fabric beside other data planes of this kernel: make bench-fabric PEER=DIR (without: alone)
+	cargo build --release -p fabric --example host && bench/fabric $(TARGET)/release/examples/host $(PEER)
 
 bench-fabric-node: deps ## what a change of a node's network costs, with the budgets of issue 3; needs root
 	cargo test --release -p fabric --test host -- --ignored --nocapture --test-threads 1

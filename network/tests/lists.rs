@@ -169,3 +169,31 @@ async fn every_attribute_shown_can_be_asked_for() {
         }
     }
 }
+
+#[tokio::test]
+async fn ports_are_found_by_what_they_are_of() {
+    let (net, member, ids) = three().await;
+    let port = |name: &str, network: &str, device: &str| json!({"name": name, "network_id": network, "device_id": device});
+    let bodies = [port("a", &ids[0], ""), port("b", &ids[0], "one"), port("c", &ids[1], "two")];
+    let made = net.good(&member, "POST", "/ports", json!({"ports": bodies})).await;
+    let (first, group) = (made[0]["id"].as_str().unwrap(), made[0]["security_groups"][0].as_str().unwrap());
+    let stranger = net.cloud.member("stranger").await;
+    for (query, expect) in [
+        (format!("network_id={}", ids[0]), "ab"),
+        (format!("network_id={}&network_id={}", ids[0], ids[1]), "abc"),
+        (format!("network_id={}&device_id=two", ids[0]), ""),
+        (format!("network_id={}&name=b", ids[0]), "b"),
+        (format!("network_id={}", ids[2]), ""),
+        ("network_id=none".into(), ""),
+        ("device_id=one".into(), "b"),
+        ("device_id=".into(), "a"),
+        (format!("security_groups={group}"), "abc"),
+        (format!("id={first}"), "a"),
+        (format!("id={first}&network_id={}", ids[1]), ""),
+        ("id=none".into(), ""),
+    ] {
+        let list = net.get(&member, &format!("/ports?{query}&sort_key=name")).await;
+        assert_eq!(all(&list, "name").join(""), expect, "{query}");
+        assert_eq!(net.get(&stranger, &format!("/ports?{query}")).await, json!([]), "{query}");
+    }
+}

@@ -1,6 +1,9 @@
 //! Ports at the API.
 
-use super::{DhcpOption, FLOATING_IP, NewPort, Owner, PAIRS_MAX, Pair, Port, WantedIp, addresses, put};
+use super::{
+    BY_DEVICE, BY_GROUP, BY_NETWORK, DhcpOption, FLOATING_IP, NewPort, Owner, PAIRS_MAX, Pair, Port,
+    WantedIp, addresses, put,
+};
 use crate::attr::{Flag, Meta, Text, input, missing, nullable, read_only};
 use crate::network::Network;
 use crate::rbac;
@@ -131,6 +134,18 @@ impl Resource for Port {
             view.insert("binding:profile".into(), json!({}));
         }
         view
+    }
+
+    fn having<'a>(state: &'a State, attribute: &str, value: &str) -> Option<Vec<&'a Arc<Port>>> {
+        let none = Vec::new();
+        Some(match attribute {
+            "network_id" => value.parse().map_or(none, |id: Id<Network>| state.by(&BY_NETWORK, id).collect()),
+            "security_groups" => {
+                value.parse().map_or(none, |id: Id<SecurityGroup>| state.by(&BY_GROUP, id).collect())
+            }
+            "device_id" if !value.is_empty() => state.by(&BY_DEVICE, value.to_string()).collect(),
+            _ => return None,
+        })
     }
 
     fn guard(call: &Call, body: &Body, verb: &str) -> Result<()> {
