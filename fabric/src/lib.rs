@@ -1,9 +1,9 @@
 //! The network of one node: from the sections of a document to the kernel, and the answers that guests get from it.
 //!
 //! `plan` and `diff` are pure and tested as text; `kernel` observes and applies; `respond` answers DHCP, DNS and
-//! router solicitations beside it and holds the metadata sockets. `Fabric::sync` is the only way in: observe, diff, apply, report. It
-//! may be called at any time and again; when all is right it changes nothing, also in a new process. A change plans and
-//! touches only the namespaces that its sections have a say in (`plan::places_of`), from what is known to be there.
+//! router solicitations beside it and holds the metadata sockets. `Fabric::sync` is the only way in: observe, diff,
+//! apply, report. It may be called at any time and again; when all is right it changes nothing, also in a new process.
+//! A change plans and touches only the namespaces that its sections have a say in (`plan::places_of`), from what is known to be there.
 //!
 //! Every namespace carries the cloud's short id in its name, devices and tables in the host's namespace too; nothing
 //! else is looked at, so two clouds run side by side and each removes only its own. A host's own firewall is the
