@@ -6,12 +6,13 @@
 //! A node is in the plane's process, or on another machine: then it joins by a token (`join`), is known by a
 //! certificate of the cell's own `authority`, and asks over HTTPS (`listener`, `plane`).
 //!
-//! Limits: `HEARD_MAX` without a word and a node counts as down.
+//! Limits: `HEARD_MAX` without a word and a node counts as down; for those that others need at once see `heard`.
 //!
 //! Deliberately absent so far: fencing, several planes.
 
 pub mod authority;
 pub mod document;
+mod heard;
 pub mod join;
 mod listener;
 pub mod node;
@@ -30,9 +31,10 @@ use base::join::{Answer, Ask, Question};
 use base::node::{Document, Generation, Hello, Patch, Report, SectionKey};
 use base::{Error, Result};
 use document::Documents;
+use heard::Heard;
 use question::Questions;
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use store::{Cause, Cell, Schema, State, Tx};
 use uuid::Uuid;
@@ -63,16 +65,15 @@ struct Inner {
     documents: Documents,
     sinks: Vec<Sink>,
     questions: Questions,
-    heard: Mutex<HashMap<String, Instant>>,
-    started: Instant,
+    heard: Mutex<Heard>,
 }
 
 impl Fleet {
     /// `sources` render sections; `sinks` take reports.
     pub fn new(cell: Cell, sources: Vec<Source>, sinks: Vec<Sink>) -> Fleet {
         let documents = Documents::new(cell.clone(), sources);
-        let (questions, heard) = (Questions::default(), Mutex::default());
-        let inner = Inner { cell, documents, sinks, questions, heard, started: Instant::now() };
+        let (questions, heard) = (Questions::default(), Mutex::new(Heard::new(Instant::now())));
+        let inner = Inner { cell, documents, sinks, questions, heard };
         Fleet { inner: Arc::new(inner) }
     }
 
@@ -94,7 +95,7 @@ impl Fleet {
 
     /// What changed for a node since `after`; waits at most `wait` for something to change.
     pub async fn document(&self, node: &str, after: Generation, wait: Duration) -> Result<Patch> {
-        self.heard(node);
+        let wait = self.asked(node, wait);
         Ok(self.inner.documents.after(node, after, wait).await)
     }
 
@@ -130,7 +131,7 @@ impl Fleet {
 
     /// What a node is asked, when it is, or nothing after `wait`.
     pub(crate) async fn questions(&self, node: &str, wait: Duration) -> Vec<Question> {
-        self.heard(node);
+        let wait = self.asked(node, wait);
         self.inner.questions.of(node, wait).await
     }
 
@@ -138,18 +139,38 @@ impl Fleet {
         self.inner.questions.answer(node, answer);
     }
 
+    fn memory(&self) -> MutexGuard<'_, Heard> {
+        self.inner.heard.lock().expect("no holder panics")
+    }
+
     fn heard(&self, node: &str) {
-        self.inner.heard.lock().expect("no holder panics").insert(node.into(), Instant::now());
+        self.memory().hear(node, Instant::now());
+    }
+
+    /// A node asks; returns how long it may wait for the answer.
+    fn asked(&self, node: &str, wait: Duration) -> Duration {
+        let mut heard = self.memory();
+        heard.hear(node, Instant::now());
+        heard.wait(node, wait)
     }
 
     /// Whether a node was heard lately. After a start every node counts as heard then that was not silent before.
     pub fn alive(&self, name: &str) -> bool {
-        let heard = self.inner.heard.lock().expect("no holder panics").get(name).copied();
         let was_silent = || node::named(&self.inner.cell.read(), name).is_some_and(|n| n.silent);
-        match heard {
-            Some(at) => at.elapsed() < HEARD_MAX,
-            None => self.inner.started.elapsed() < HEARD_MAX && !was_silent(),
-        }
+        self.memory().alive(name, Instant::now(), was_silent)
+    }
+
+    /// Watches these nodes closely, and no others; those of them that are lost. To be asked every second: a longer
+    /// silence of the asker is taken for the plane's own.
+    pub fn lost_of(&self, names: &BTreeSet<String>) -> BTreeSet<String> {
+        let now = Instant::now();
+        let mut heard = self.memory();
+        heard.tick(names, now);
+        let missed = names.iter().filter(|name| heard.missed(name, now)).cloned();
+        let mut lost: BTreeSet<String> = missed.collect();
+        drop(heard);
+        lost.extend(names.iter().filter(|name| !self.alive(name)).cloned());
+        lost
     }
 
     pub fn cell(&self) -> &Cell {
