@@ -3,6 +3,7 @@
 //! Nothing is built in between: a list of a thousand resources is one buffer. Who may see a field, or at which
 //! microversion there is one, is an `if` around its `put`. A field that the caller did not ask for is not rendered.
 
+use crate::PAGE_MAX;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
@@ -57,10 +58,15 @@ impl View<'_> {
             return;
         }
         self.out.push(b'[');
-        for (n, item) in items.into_iter().enumerate() {
-            if n > 0 {
-                self.out.push(b',');
-            }
+        let mut items = items.into_iter();
+        if let Some(first) = items.next() {
+            let begin = self.out.len();
+            object(self.out, only, |view| write(first, view));
+            // The others are about as long: a long list is not copied while it grows.
+            self.out.reserve((self.out.len() - begin + 1).saturating_mul(items.size_hint().0.min(PAGE_MAX)));
+        }
+        for item in items {
+            self.out.push(b',');
             object(self.out, only, |view| write(item, view));
         }
         self.out.push(b']');
