@@ -383,7 +383,8 @@ async fn change_routes(app: App, call: Call, change: fn(&mut Vec<HostRoute>, &Ho
             body.routes.iter().for_each(|route| change(&mut router.routes, route));
             check_routes(tx, &router)?;
             router.meta.touch(tx);
-            Ok(tx.put(router)?)
+            tx.put(router)?;
+            spread::settle(tx, id)
         })
         .await?;
     Ok(resource::answer_one(&app, &call, StatusCode::OK, &*changed))
