@@ -11,6 +11,7 @@
 //! Deliberately absent so far: fencing, several planes.
 
 pub mod authority;
+pub mod cost;
 pub mod document;
 mod heard;
 pub mod join;
@@ -107,11 +108,21 @@ impl Fleet {
         let (name, inner) = (node.to_string(), self.inner.clone());
         let (sinks, report) = (inner.sinks.clone(), Arc::new(report));
         let write = self.inner.cell.write(Cause::step("report"), move |tx| {
-            tx.one(&node::BY_NAME, name.as_str())
-                .ok_or_else(|| Error::conflict(format!("The node {name} is not known.")))?;
-            sinks.iter().try_for_each(|sink| sink(tx, &name, &report))
+            let known = tx.one(&node::BY_NAME, name.as_str()).map(|node| node.id);
+            let id = known.ok_or_else(|| Error::conflict(format!("The node {name} is not known.")))?;
+            sinks.iter().try_for_each(|sink| sink(tx, &name, &report))?;
+            report.costs.map_or(Ok(false), |costs| node::measured(tx, &id, costs))
         });
-        write.await
+        if write.await? {
+            self.say_slow(node);
+        }
+        Ok(())
+    }
+
+    /// Says what a node is slow at.
+    fn say_slow(&self, node: &str) {
+        let slow = cost::slow(&self.inner.cell.read()).remove(node);
+        slow.into_iter().flatten().for_each(|slow| tracing::warn!("node {node}: {slow}"));
     }
 
     /// Whether a section is in a node's document.
