@@ -15,21 +15,32 @@ TEST := $(if $(shell command -v cargo-nextest),cargo nextest run --no-fail-fast,
 
 # What must be there, each with the Debian package that brings it.
 PROGRAMS := cc:gcc ld.lld:lld qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils nft:nftables ip:iproute2 \
-  ssh:openssh-client ping:iputils-ping python3:python3 cpio:cpio zstd:zstd mke2fs:e2fsprogs unshare:util-linux \
-  busybox:busybox iperf3:iperf3
+  ssh:openssh-client ping:iputils-ping python3:python3 cpio:cpio zstd:zstd mke2fs:e2fsprogs unshare:util-linux
+# What tests need beyond that, and what measuring a network does.
+TEST_PROGRAMS := busybox:busybox iperf3:iperf3
+BENCH_PROGRAMS := iperf3:iperf3 jq:jq sockperf:sockperf ethtool:ethtool
 
-.PHONY: help deps cargo build up down guest clients test acceptance fabric-test fabric-test-broken gate bench bench-network \
+.PHONY: help deps deps-test deps-bench cargo build up down guest clients test acceptance fabric-test fabric-test-debian fabric-test-broken gate bench bench-network \
   bench-fabric bench-fabric-node conformance clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
 
 deps: cargo ## installs the Debian packages that are missing, and no others
-	@missing=(); \
-	for p in $(PROGRAMS); do command -v "$${p%:*}" >/dev/null || missing+=("$${p#*:}"); done; \
+	@WANTED='$(PROGRAMS)' $(INSTALL)
+
+deps-test: deps
+	@WANTED='$(TEST_PROGRAMS)' $(INSTALL)
+
+deps-bench: deps
+	@WANTED='$(BENCH_PROGRAMS)' $(INSTALL)
+
+# The packages of the programs in WANTED that are not there.
+INSTALL = missing=(); \
+	for p in $$WANTED; do command -v "$${p%:*}" >/dev/null || missing+=("$${p\#*:}"); done; \
 	[ -e /usr/include/stdio.h ] || missing+=(libc6-dev); \
 	python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv); \
-	[ $${#missing[@]} = 0 ] && exit 0; \
+	[ $${\#missing[@]} = 0 ] && exit 0; \
 	[ "$$(id -u)" = 0 ] || { echo "make deps: missing packages, and only root installs them: $${missing[*]}" >&2; exit 1; }; \
 	echo "installing $${missing[*]}"; export DEBIAN_FRONTEND=noninteractive; \
 	apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null 2>&1 || \
@@ -53,21 +64,25 @@ down: ## ends everything of the cloud, also after a crash; records stay (make do
 clients: deps ## makes .venv with the openstack client
 	conformance/clients
 
-test: deps guest clients ## every test that does not need hours
+test: deps-test guest clients ## every test that does not need hours
 	$(TEST) --workspace
 	$(MAKE) acceptance
 
 acceptance: deps guest clients ## a user's day with the openstack client on real guests (part of test)
 	cargo test -p shisa --test client -- --ignored --nocapture
 
-fabric-test: deps ## three hosts with real packets, the long form (a short one is part of test)
+fabric-test: deps-test ## three hosts with real packets, the long form (a short one is part of test)
 	cargo test -p shisa --test fabric --no-run
 	cargo test -q -p shisa --test fabric -- --full
+
+fabric-test-debian: deps-test ## the same in a guest with Debian's kernel: tracked bridges, flowtables
+	guest/host/build
+	shisa/tests/fabric/debian --full
 
 # Each fault with a check that must find it.
 BROKEN := break-snat:snat break-security-group:group-inward break-east-west:east-west
 
-fabric-test-broken: deps ## that fabric-test finds what is broken on purpose
+fabric-test-broken: deps-test ## that fabric-test finds what is broken on purpose
 	@trap 'cargo build -q -p shisa' EXIT; \
 	for fault in $(BROKEN); do \
 	  run="cargo test -q -p shisa --test fabric --features $${fault%:*}"; \
@@ -90,9 +105,11 @@ bench: deps ## the figures beside their budgets
 bench-network: deps ## Networking beside a real neutron-server: make bench-network PEER=DIR (without: alone)
 	cargo build --release -p shisa && PEER='$(if $(PEER),$(abspath $(PEER)))' cargo bench -p bench --bench network
 
-# The same directory, with dataplane-limits.sh.
-bench-fabric: deps ## the fabric beside other data planes of this kernel: make bench-fabric PEER=DIR (without: alone)
-	cargo build --release -p fabric --example host && bench/fabric $(TARGET)/release/examples/host $(PEER)
+# The same directory, with dataplane-limits.sh. Samples stay in the target's directory.
+bench-fabric: deps-bench ## the fabric beside other data planes, here and by instructions in a guest: make bench-fabric PEER=DIR
+	cargo build --release -p fabric --example host
+	bench/fabric native $(TARGET)/release/examples/host $(TARGET)/bench-fabric $(PEER)
+	$(if $(PEER),bench/fabric counted $(TARGET)/release/examples/host $(TARGET)/bench-fabric $(PEER))
 
 bench-fabric-node: deps ## what a change of a node's network costs, with the budgets of issue 3; needs root
 	cargo test --release -p fabric --test host -- --ignored --nocapture --test-threads 1
