@@ -158,14 +158,17 @@ impl Host {
     }
 }
 
-/// How many times longer a wait may take on an emulated machine: `SHISA_FABRIC_SLOW`.
+/// On an emulated machine, beyond its slowness: it shares its processors, and what comes at last is not wrong.
+const PATIENCE: u32 = 3;
+
+/// How many times slower an emulated machine is taken to be: `SHISA_FABRIC_SLOW`.
 pub fn slow() -> u32 {
     std::env::var("SHISA_FABRIC_SLOW").ok().and_then(|times| times.parse().ok()).unwrap_or(1)
 }
 
 /// Waits until something holds; what it is not in the end.
 pub fn until<T>(wait: Duration, mut look: impl FnMut() -> Outcome<T>) -> Outcome<T> {
-    let wait = wait * slow();
+    let wait = if slow() > 1 { wait * slow() * PATIENCE } else { wait };
     let begin = Instant::now();
     loop {
         match look() {

@@ -29,7 +29,7 @@ fn again(mut command: Command, depth: &str) -> Command {
 }
 
 fn apart() -> ExitCode {
-    nix::unistd::alarm::set(RUN_MAX_SECS);
+    nix::unistd::alarm::set(RUN_MAX_SECS * crate::hosts::slow());
     let own = std::env::current_exe().unwrap();
     let mut command = Command::new("unshare");
     command.args(["--mount", "--net", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]).arg(own);

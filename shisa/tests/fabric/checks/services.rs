@@ -3,7 +3,7 @@
 use super::ensure;
 use crate::Outcome;
 use crate::guest::{Guest, WAIT, exchange};
-use crate::hosts::until;
+use crate::hosts::{slow, until};
 use crate::space::Space;
 use crate::town::{SOON, Town, net_with};
 use nix::net::if_::if_nametoindex;
@@ -84,8 +84,8 @@ pub fn dns_through_crash(town: &mut Town) -> Outcome {
         let begin = Instant::now();
         let (mut good, mut bad) = (0, Vec::new());
         let mut back = false;
-        while begin.elapsed() < Duration::from_secs(4) {
-            if !back && begin.elapsed() > Duration::from_secs(2) {
+        while begin.elapsed() < Duration::from_secs(4) * slow() {
+            if !back && begin.elapsed() > Duration::from_secs(2) * slow() {
                 town.machines.hosts[0].start(0, None);
                 back = true;
             }
