@@ -1,9 +1,11 @@
 //! The log: what changed, when, and by whose request.
 
-use crate::record::{Image, Record, Schema};
+use crate::record::{Derived, Image, Record, Schema};
 use base::{Error, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::value::RawValue;
+use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -22,6 +24,9 @@ pub struct Cause {
     /// The microversion that was negotiated.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub version: String,
+    /// The id that the front door gave the request: what it asks for a second time is answered from the log.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub mutation: String,
     /// The body, sealed with the cell's key: it may hold passwords.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<base::Secret>,
@@ -45,6 +50,23 @@ pub struct Change {
 }
 
 impl Change {
+    /// Lets derived state follow.
+    pub(crate) fn forth(&self, derived: &mut [Box<dyn Derived>]) {
+        self.tell(derived, &self.before, &self.after);
+    }
+
+    /// Takes back what derived state followed.
+    pub(crate) fn back(&self, derived: &mut [Box<dyn Derived>]) {
+        self.tell(derived, &self.after, &self.before);
+    }
+
+    fn tell(&self, derived: &mut [Box<dyn Derived>], from: &Option<Image>, to: &Option<Image>) {
+        fn plain(image: &Option<Image>) -> Option<&dyn Any> {
+            image.as_deref().map(|i| i as &dyn Any)
+        }
+        derived.iter_mut().for_each(|d| d.changed(self.kind, plain(from), plain(to)));
+    }
+
     /// The record before and after, if it is an `R`.
     pub fn of<R: Record>(&self) -> Option<(Option<&R>, Option<&R>)> {
         (self.kind == R::KIND).then(|| {
@@ -70,10 +92,18 @@ pub struct Entry {
 #[derive(Deserialize)]
 pub struct Written {
     pub time: i64,
+    /// 32 hexadecimal digits.
     pub seed: String,
     pub cause: Cause,
     /// Kind, key and after-image; no image where the record was deleted.
-    pub changes: Vec<(String, String, Option<Value>)>,
+    pub changes: Vec<(String, String, Option<Box<RawValue>>)>,
+}
+
+impl Written {
+    /// Errors: `Internal` when the entry cannot be read.
+    pub fn read(body: &[u8]) -> Result<Written> {
+        serde_json::from_slice(body).map_err(|e| Error::internal("a log entry cannot be read").because(e))
+    }
 }
 
 /// The JSON of an entry, and where in it each change's after-image stands.
@@ -111,15 +141,8 @@ impl Entry {
             let from = body.len();
             match &change.after {
                 Some(image) => {
-                    let kind = &schema.kinds[change.slot];
-                    match unknown(change.slot, &change.key) {
-                        None => (kind.encode)(&**image, &mut body)?,
-                        Some(rest) => {
-                            let mut value = (kind.value)(&**image)?;
-                            crate::state::rejoin(&mut value, &rest);
-                            json(&mut body, &value)?;
-                        }
-                    }
+                    let unknown = unknown(change.slot, &change.key);
+                    schema.kinds[change.slot].render(&**image, unknown.as_deref(), &mut body)?;
                     images.push(Some(from..body.len()));
                 }
                 None => {

@@ -157,13 +157,7 @@ impl<'a> Tx<'a> {
     /// Takes back what derived state followed.
     pub(crate) fn abort(self) {
         for change in self.changes.iter().rev() {
-            for derived in self.derived.iter_mut() {
-                derived.changed(change.kind, plain(&change.after), plain(&change.before));
-            }
+            change.back(self.derived);
         }
     }
-}
-
-fn plain(image: &Option<Image>) -> Option<&dyn Any> {
-    image.as_deref().map(|i| i as &dyn Any)
 }
