@@ -3,10 +3,10 @@
 use crate::call::{Call, Query};
 use crate::fault::Faults;
 use crate::policy::{Policy, Target, denied};
+use crate::reply;
 use crate::reply::{Body, Reply};
 use crate::route::{Mounted, OPEN, Row};
 use crate::version::Version;
-use crate::reply;
 use base::context::{Context, Who};
 use base::{Error, Kind, Result};
 use bytes::Bytes;

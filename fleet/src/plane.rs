@@ -8,7 +8,8 @@ use crate::{Fleet, join};
 use api::reply::{Body, ByteStream};
 use api::{Faults, Listen, Query, Reply};
 use base::join::{
-    ANSWERS, Answer, DOCUMENT, HELLO, IMAGES, JOIN, Join, Joined, NODE, QUESTIONS, RENEW, REPORT, Renew, Token,
+    ANSWERS, Answer, DOCUMENT, HELLO, IMAGES, JOIN, Join, Joined, NODE, QUESTIONS, RENEW, REPORT, Renew,
+    Token,
 };
 use base::node::{DOCUMENT_WAIT_MAX, Generation, Hello, Report, SectionKey};
 use base::{Error, Result, Timestamp};
@@ -115,11 +116,7 @@ impl Plane {
         reply.into_response()
     }
 
-    async fn route(
-        &self,
-        peer: Peer<'_>,
-        request: Request<Incoming>,
-    ) -> Result<Reply> {
+    async fn route(&self, peer: Peer<'_>, request: Request<Incoming>) -> Result<Reply> {
         let (head, body) = request.into_parts();
         let (method, path) = (head.method, head.uri.path());
         if (&method, path) == (&Method::POST, JOIN) {

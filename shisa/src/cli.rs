@@ -57,6 +57,12 @@ pub struct Up {
     /// Where the APIs listen; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5000")]
     pub listen: SocketAddr,
+    /// Where the records are: sqlite:PATH [default: state.db in the state directory]
+    #[arg(long, value_name = "URL")]
+    pub store: Option<String>,
+    /// How many planes: the second stands by and takes over when the first ends
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=2))]
+    pub planes: u32,
     /// What runs servers [default: what the state directory has, else qemu where root may run it]
     #[arg(long, value_name = "MACHINE")]
     pub machine: Option<Machine>,

@@ -54,7 +54,7 @@ async fn answer(planes: &Planes, request: Request<Incoming>) -> Result<Reply> {
             let full = || Error::conflict("there are two planes already: drain the one that is not active");
             let name = free.ok_or_else(full)?;
             let word = planes.add(name, &new.binary).await?;
-            planes.stand_by(name).await;
+            planes.stand_by(name).await?;
             Ok(Reply::ok(&word))
         }
         (&Method::POST, ["planes", name, "promote"]) => Ok(Reply::ok(&planes.promote(name).await?)),
@@ -85,7 +85,8 @@ pub async fn run(directory: &Directory, words: &Words) -> Result<()> {
         }
         Words::Add(add) => {
             let binary = add.binary.clone().map_or_else(std::env::current_exe, std::fs::canonicalize)?;
-            let word: crate::plane::Word = read(told(Method::POST, "/planes".into(), json!({"binary": binary})).await?)?;
+            let word: crate::plane::Word =
+                read(told(Method::POST, "/planes".into(), json!({"binary": binary})).await?)?;
             say(format_args!("{} follows at revision {} and stands by", word.name, word.revision));
         }
         Words::Promote(named) => {

@@ -22,7 +22,8 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex as Plain, MutexGuard};
 use std::time::{Duration, Instant};
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, ChildStderr, ChildStdin, Command};
 use tokio::sync::{Mutex, watch};
 
 /// A plane with 400,000 records on a busy machine.
@@ -33,12 +34,12 @@ const SWITCH_MAX: Duration = Duration::from_millis(800);
 const WORD_MAX: Duration = Duration::from_secs(3);
 /// A plane whose time is up has this long for what it is doing.
 const END_MAX: Duration = Duration::from_secs(10);
-const PING_EVERY: Duration = Duration::from_millis(500);
+const PING_EVERY: Duration = Duration::from_millis(100);
 /// A plane that ends is started again after this, twice that at the next time, and so on up to `AGAIN_MAX`.
 const AGAIN: Duration = Duration::from_millis(50);
 const AGAIN_MAX: Duration = Duration::from_secs(10);
 /// A plane that was up for so long is started again as if for the first time.
-const WELL: Duration = Duration::from_secs(60);
+const WELL: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// The two that there can be.
@@ -100,6 +101,8 @@ struct Member {
     /// It is being taken out.
     leaving: bool,
     upstream: Upstream,
+    /// The last line that it wrote to stderr.
+    said: Arc<Plain<String>>,
 }
 
 /// Clones are handles to the same.
@@ -135,11 +138,6 @@ impl Planes {
         &self.inner.door
     }
 
-    /// The plane that owns the cell, as it changes.
-    pub fn active(&self) -> watch::Receiver<Option<String>> {
-        self.inner.active.subscribe()
-    }
-
     /// Where the active plane serves nodes of this machine, and those of others.
     pub fn node_sockets(&self) -> Option<(PathBuf, PathBuf)> {
         let active = self.inner.active.borrow().clone()?;
@@ -148,7 +146,14 @@ impl Planes {
     }
 
     /// Asks or tells a plane.
-    pub async fn ask(&self, name: &str, method: Method, path: &str, body: &Value, limit: Duration) -> Result<Value> {
+    pub async fn ask(
+        &self,
+        name: &str,
+        method: Method,
+        path: &str,
+        body: &Value,
+        limit: Duration,
+    ) -> Result<Value> {
         ask(&self.sockets(name).control(), method, path, body, limit).await
     }
 
@@ -181,7 +186,12 @@ impl Planes {
         let word = self.booted(name).await;
         match &word {
             Ok(_) => self.set(name, State::Follow),
-            Err(_) => drop(self.members().remove(name)),
+            Err(_) => {
+                // The process may still be there, and is nobody's any more.
+                if let Some(pid) = self.members().remove(name).and_then(|m| m.pid) {
+                    kill(pid);
+                }
+            }
         }
         self.routed();
         word
@@ -213,10 +223,16 @@ impl Planes {
         Ok(())
     }
 
-    /// Lets a plane take over when the active one ends.
-    pub async fn stand_by(&self, name: &str) {
+    /// Lets a plane take over when the active one ends, or falls silent for the length of a lease.
+    pub async fn stand_by(&self, name: &str) -> Result<()> {
         let _turn = self.inner.turn.lock().await;
+        self.stands_by(name).await
+    }
+
+    async fn stands_by(&self, name: &str) -> Result<()> {
+        self.tell(name, "/stand-by", json!({"yes": true})).await?;
         self.set(name, State::Standby);
+        Ok(())
     }
 
     /// Makes a plane the active one: mutations are held, the old one lays the lease down, the new one takes it. When it
@@ -240,6 +256,11 @@ impl Planes {
         let outcome = match switched {
             Ok(word) => {
                 self.own(name, word.epoch);
+                if let Some(from) = &from
+                    && let Err(error) = self.stands_by(from).await
+                {
+                    tracing::warn!("{from} does not stand by: {}", error.chain());
+                }
                 Ok(word)
             }
             Err(error) => {
@@ -248,7 +269,9 @@ impl Planes {
                 if let Some(from) = &from {
                     match self.take(from, SWITCH_MAX).await {
                         Ok(word) => self.own(from, word.epoch),
-                        Err(error) => tracing::error!("{from} does not take the cell back: {}", error.chain()),
+                        Err(error) => {
+                            tracing::error!("{from} does not take the cell back: {}", error.chain())
+                        }
                     }
                 }
                 Err(error)
@@ -292,8 +315,12 @@ impl Planes {
 
     /// `ended`: the epoch under which the last owner ended.
     async fn take_over(&self, ended: Option<u64>) -> Result<Word> {
-        let mut candidates: Vec<(State, String)> =
-            self.members().iter().filter(|(_, m)| !m.leaving).map(|(name, m)| (m.state, name.clone())).collect();
+        let mut candidates: Vec<(State, String)> = self
+            .members()
+            .iter()
+            .filter(|(_, m)| !m.leaving)
+            .map(|(name, m)| (m.state, name.clone()))
+            .collect();
         // Those that stand by come first; a candidate of a rollout is better than nobody.
         candidates.retain(|(state, _)| *state != State::Boot);
         candidates.sort_by_key(|(state, _)| *state != State::Standby);
@@ -356,8 +383,13 @@ impl Planes {
             .args(&launch.words)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
+            .stderr(Stdio::piped())
             .spawn()
             .map_err(|e| Error::unavailable(format!("{} cannot be started", binary.display())).because(e))?;
+        let said = Arc::new(Plain::default());
+        if let Some(stderr) = child.stderr.take() {
+            tokio::spawn(listen_to(stderr, said.clone()));
+        }
         let member = Member {
             binary: binary.into(),
             state: State::Boot,
@@ -368,6 +400,7 @@ impl Planes {
             _leash: child.stdin.take(),
             leaving: false,
             upstream: Upstream::new(name, &sockets.api()),
+            said,
         };
         self.members().insert(name.into(), member);
         let (planes, name) = (self.clone(), name.to_string());
@@ -380,11 +413,15 @@ impl Planes {
         let begin = Instant::now();
         while begin.elapsed() < BOOT_MAX {
             if let Ok(word) = self.word(name).await {
+                if let Some(member) = self.members().get_mut(name) {
+                    member.begun = Instant::now();
+                }
                 return Ok(word);
             }
-            if self.members().get(name).is_none_or(|m| m.pid.is_none()) {
-                let log = self.sockets(name).folder.join("log");
-                return Err(Error::unavailable(format!("the plane {name} ended; {} says why", log.display())));
+            if let Some(said) = self.members().get(name).filter(|m| m.pid.is_none()).map(|m| m.said.clone()) {
+                let said = said.lock().expect("no holder panics").clone();
+                let why = said.strip_prefix("shisa: ").unwrap_or("it said nothing; its log may say more");
+                return Err(Error::unavailable(format!("the plane {name} does not start: {why}")));
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
@@ -398,15 +435,45 @@ impl Planes {
             loop {
                 tokio::time::sleep(PING_EVERY).await;
                 let up = self.members().get(name).is_some_and(|m| m.state != State::Boot);
-                if up && self.word(name).await.is_err() && self.word(name).await.is_err() {
-                    tracing::error!("the plane {name} does not answer, it is ended");
-                    pid.into_iter().for_each(kill);
-                    std::future::pending::<()>().await;
+                let word = match up {
+                    true => self.word(name).await.or(self.word(name).await),
+                    false => continue,
+                };
+                match word {
+                    Ok(word) if word.owner => self.seen_owner(name, word.epoch).await,
+                    Ok(_) => {}
+                    Err(_) => {
+                        tracing::error!("the plane {name} does not answer, it is ended");
+                        pid.into_iter().for_each(kill);
+                        std::future::pending::<()>().await;
+                    }
                 }
             }
         };
         let status = tokio::select! { status = child.wait() => status, () = pinged => return };
         self.ended(name, status.ok()).await;
+    }
+
+    /// A plane that stands by may have taken the cell from one that fell silent.
+    async fn seen_owner(&self, name: &str, epoch: u64) {
+        let newest = self.members().values().map(|m| m.epoch).max().unwrap_or(0);
+        if epoch <= newest {
+            return;
+        }
+        let _turn = self.inner.turn.lock().await;
+        let before = self.inner.active.borrow().clone();
+        let newest = self.members().values().map(|m| m.epoch).max().unwrap_or(0);
+        if epoch > newest {
+            tracing::warn!(
+                "{name} took the cell from {} that was silent",
+                before.as_deref().unwrap_or("one")
+            );
+            self.own(name, epoch);
+        }
+        if let Some(before) = before.filter(|before| before != name) {
+            // It follows when it is back.
+            let _ = self.stands_by(&before).await;
+        }
     }
 
     async fn ended(&self, name: &str, status: Option<ExitStatus>) {
@@ -424,11 +491,7 @@ impl Planes {
             (was, again)
         };
         let (state, epoch, binary) = was;
-        tracing::warn!("the plane {name} ended: {}", status.map_or("unknown".into(), |s| s.to_string()));
-        if state == State::Boot {
-            // Whoever started it hears so, and decides.
-            tokio::time::sleep(again).await;
-        }
+        tracing::info!("the plane {name} ended: {}", status.map_or("unknown".into(), |s| s.to_string()));
         if state == State::Active {
             self.inner.active.send_replace(None);
             self.routed();
@@ -453,7 +516,14 @@ impl Planes {
         if let Err(error) = self.booted(name).await {
             return tracing::error!("{}", error.chain());
         }
-        self.set(name, if was == State::Follow { State::Follow } else { State::Standby });
+        match was {
+            State::Follow => self.set(name, State::Follow),
+            State::Boot | State::Standby | State::Active => {
+                if let Err(error) = self.stands_by(name).await {
+                    return tracing::error!("{}", error.chain());
+                }
+            }
+        }
         self.routed();
         if self.inner.active.borrow().is_none()
             && let Err(error) = self.take_over(Some(epoch)).await
@@ -477,6 +547,18 @@ impl Planes {
         while !self.members().is_empty() && begin.elapsed() < END_MAX {
             tokio::time::sleep(LOOK_EVERY).await;
         }
+    }
+}
+
+/// Passes on what a plane says to the person, and remembers the last of it.
+async fn listen_to(stderr: ChildStderr, said: Arc<Plain<String>>) {
+    let mut lines = BufReader::new(stderr).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        // Its last sentence comes back as an error.
+        if !line.starts_with("shisa: ") {
+            eprintln!("{line}");
+        }
+        *said.lock().expect("no holder panics") = line;
     }
 }
 

@@ -82,6 +82,10 @@ impl Rising<'_> {
         let binary = std::env::current_exe()?;
         self.planes.add(COLOURS[0], &binary).await?;
         self.planes.take_any().await?;
+        if self.args.planes > 1 {
+            self.planes.add(COLOURS[1], &binary).await?;
+            self.planes.stand_by(COLOURS[1]).await?;
+        }
         let _claims = self.records().await?;
         self.directory.note_running(self.address)?;
         let control = control::serve(plane::bind(&self.directory.control())?, self.planes.clone());
@@ -89,10 +93,11 @@ impl Rising<'_> {
         let wishes = Wishes {
             nodes: self.args.nodes,
             uplink: self.args.uplink.clone(),
-            address: self
+            address: self.args.address.or(self
                 .args
-                .address
-                .or(self.args.node_listen.map(|at| at.ip()).filter(|ip| !ip.is_unspecified())),
+                .node_listen
+                .map(|at| at.ip())
+                .filter(|ip| !ip.is_unspecified())),
         };
         let nodes = Nodes::new(self.ids, &state, &wishes, self.planes.clone());
         let (far, reach) = far.unzip();
@@ -151,9 +156,7 @@ impl Rising<'_> {
             }
         };
         let outcome = match args.demo {
-            true => {
-                demo::make(self.directory, self.address, args.image.as_deref(), progress, greeted).await
-            }
+            true => demo::make(self.directory, self.address, args.image.as_deref(), progress, greeted).await,
             false => {
                 let upload = async {
                     match &args.image {
@@ -226,7 +229,10 @@ fn launch(directory: &Directory, args: &Up, reach: Option<String>) -> Result<Lau
     if let Some(reach) = reach {
         say("--reach", reach);
     }
-    let store = format!("sqlite:{}", directory.database().display());
+    let store = match &args.store {
+        Some(url) => url.clone(),
+        None => format!("sqlite:{}", directory.database().display()),
+    };
     Ok(Launch { directory: directory.path().into(), store, words })
 }
 

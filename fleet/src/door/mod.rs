@@ -98,6 +98,14 @@ impl Door {
         through
     }
 
+    /// Waits until another plane is active.
+    async fn moved_from(&self, upstream: &Upstream) {
+        let other = |r: &Routes| r.active.as_ref().is_some_and(|active| active.name != upstream.name);
+        if self.routes().wait_for(other).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
     /// A plane for a request, once there is one.
     async fn upstream(&self, mutation: bool, deadline: Instant) -> Option<Upstream> {
         let mut routes = self.routes();

@@ -37,7 +37,12 @@ enum Outcome {
 
 impl Door {
     /// Answers one request; never fails.
-    pub async fn answer(&self, request: Request<Incoming>, peer: Option<IpAddr>, https: bool) -> Response<DoorBody> {
+    pub async fn answer(
+        &self,
+        request: Request<Incoming>,
+        peer: Option<IpAddr>,
+        https: bool,
+    ) -> Response<DoorBody> {
         let begin = Instant::now();
         let (mut head, body) = request.into_parts();
         let mutation = ![Method::GET, Method::HEAD, Method::OPTIONS].contains(&head.method);
@@ -79,7 +84,14 @@ impl Door {
                     None => return busy("The outcome is unknown; look before you try again."),
                 },
             };
-            match send(&upstream, head, body, matches!(kept, Kept::Whole(_))).await {
+            let whole = matches!(kept, Kept::Whole(_));
+            let outcome = tokio::select! {
+                outcome = send(&upstream, head, body, whole) => outcome,
+                // Another plane owns the cell: what this one was asked for it carries out no more, or has, and then the
+                // other one answers it.
+                () = self.moved_from(&upstream), if whole => Outcome::Again,
+            };
+            match outcome {
                 Outcome::Answer(answer) => return answer,
                 Outcome::Lost(why) => {
                     tracing::warn!("{} {}: {why}", head.method, head.uri.path());

@@ -49,7 +49,9 @@ impl Upstream {
 ///
 /// Errors: `Unavailable` when it does not answer within `limit`; what it says.
 pub async fn ask(socket: &Path, method: Method, path: &str, body: &Value, limit: Duration) -> Result<Value> {
-    let away = |e: &dyn std::fmt::Display| Error::unavailable(format!("the plane at {} is away: {e}", socket.display()));
+    let away = |e: &dyn std::fmt::Display| {
+        Error::unavailable(format!("the plane at {} is away: {e}", socket.display()))
+    };
     let asking = async {
         let stream = UnixStream::connect(socket).await.map_err(|e| away(&e))?;
         let (mut sender, connection) =

@@ -100,7 +100,8 @@ pub async fn join(token: &Token, name: &str, credentials: &mut Credentials, stat
         id: credentials.id,
         request: credentials.request()?,
     };
-    let answer = send(&mut sender, &token.authority, None, Method::POST, JOIN, json(&join)?, ANSWER_MAX).await?;
+    let answer =
+        send(&mut sender, &token.authority, None, Method::POST, JOIN, json(&join)?, ANSWER_MAX).await?;
     let joined: Joined = read(answer, ANSWER_BYTES_MAX).await?;
     let unseen = || Error::internal("the plane showed no certificate of its authority");
     credentials.authority = Some(seen.lock().expect("no holder panics").clone().ok_or_else(unseen)?);
@@ -196,7 +197,9 @@ impl Remote {
         let mut connection = self.inner.connection.lock().await;
         let socket = match &self.inner.way {
             Way::Far { .. } => None,
-            Way::Near { socket, .. } => Some(socket().ok_or_else(|| Error::unavailable("no plane is active"))?),
+            Way::Near { socket, .. } => {
+                Some(socket().ok_or_else(|| Error::unavailable("no plane is active"))?)
+            }
         };
         if let Some(there) = connection.as_ref().filter(|c| !c.sender.is_closed() && c.socket == socket) {
             return Ok(there.sender.clone());

@@ -123,7 +123,8 @@ fn word(services: &Services, name: &str) -> Word {
 /// Resident bytes and CPU time of this process; zero where the kernel does not say.
 fn used() -> (u64, u64) {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let number = |text: &str, n: usize| text.split(' ').nth(n).and_then(|f| f.trim().parse::<u64>().ok()).unwrap_or(0);
+    let number =
+        |text: &str, n: usize| text.split(' ').nth(n).and_then(|f| f.trim().parse::<u64>().ok()).unwrap_or(0);
     let pages = number(&read("/proc/self/statm"), 1);
     let stat = read("/proc/self/stat");
     // Behind the name, which may hold anything: user and system ticks are fields 14 and 15.

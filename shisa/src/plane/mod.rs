@@ -110,8 +110,8 @@ async fn answer(services: Arc<Services>, request: Request<Incoming>) -> Response
     }
     let mutation = request.headers().get(MUTATION).and_then(|id| id.to_str().ok()).map(String::from);
     let Some(mutation) = mutation else { return services.api.answer(request).await };
-    let answer = services.cell.once(&mutation, services.api.answer(request)).await;
-    match answer.status() == StatusCode::SERVICE_UNAVAILABLE && services.cell.owns().is_err() {
+    let (answer, passing) = services.cell.once(&mutation, services.api.answer(request)).await;
+    match passing && answer.status() == StatusCode::SERVICE_UNAVAILABLE {
         true => elsewhere(answer),
         false => answer,
     }
