@@ -290,7 +290,7 @@ fn cause() -> Cause {
         who: "5d2f 8a7c".into(),
         route: "POST /v2.1/servers".into(),
         version: "2.96".into(),
-        body: None,
+        ..Cause::default()
     }
 }
 
