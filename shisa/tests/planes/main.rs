@@ -32,8 +32,15 @@ struct Plan {
     timed: bool,
 }
 
-const SHORT: Plan =
-    Plan { rate: 100, control: Duration::from_secs(2), switches: 8, rollbacks: 4, kills: 8, pauses: 1 };
+const SHORT: Plan = Plan {
+    rate: 100,
+    control: Duration::from_secs(2),
+    switches: 8,
+    rollbacks: 4,
+    kills: 8,
+    pauses: 1,
+    timed: false,
+};
 const FULL: Plan = Plan {
     rate: 500,
     control: Duration::from_secs(20),
