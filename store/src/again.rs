@@ -68,5 +68,7 @@ impl Done {
 }
 
 fn forgotten() -> Error {
-    Error::conflict("The request was carried out before, and its answer cannot be given again; look what is there.")
+    Error::conflict(
+        "The request was carried out before, and its answer cannot be given again; look what is there.",
+    )
 }

@@ -231,7 +231,8 @@ impl Cell {
     /// Errors: `NotFound` when the state of that revision is no longer remembered, or not yet there.
     pub fn digests(&self, revision: Revision) -> Result<BTreeMap<&'static str, Digest>> {
         let state = self.inner.shared.published.state_at(revision);
-        let state = state.ok_or_else(|| Error::not_found(format!("Revision {revision} is not remembered.")))?;
+        let state =
+            state.ok_or_else(|| Error::not_found(format!("Revision {revision} is not remembered.")))?;
         with_cipher(&self.inner.shared.cipher, || state.digests())
     }
 

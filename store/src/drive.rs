@@ -157,7 +157,9 @@ fn own(lane: Lane, engine: Box<dyn Engine>, life: &mut Life, shared: &Arc<Shared
     let writer = std::thread::Builder::new()
         .name("append".into())
         .spawn(move || append_all(engine, epoch, clock, batches, messages));
-    let Ok(writer) = writer.map_err(|e| tracing::error!("no thread for the engine: {e}")) else { return None };
+    let Ok(writer) = writer.map_err(|e| tracing::error!("no thread for the engine: {e}")) else {
+        return None;
+    };
     let (lane, ended) = run(lane, life, appender);
     let Ok(mut engine) = writer.join().map_err(|_| tracing::error!("the engine's thread panicked")) else {
         return None;

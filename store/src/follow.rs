@@ -43,7 +43,11 @@ impl Follower {
     }
 
     /// Goes on from a state, after a time as the owner.
-    pub fn after(shared: Arc<Shared>, engine: Box<dyn Engine>, derived: Option<Vec<Box<dyn Derived>>>) -> Follower {
+    pub fn after(
+        shared: Arc<Shared>,
+        engine: Box<dyn Engine>,
+        derived: Option<Vec<Box<dyn Derived>>>,
+    ) -> Follower {
         let state = State::clone(&shared.published.state());
         let derived = derived.unwrap_or_else(|| state.derive());
         Follower::over(shared, engine, state, derived)

@@ -153,7 +153,10 @@ impl State {
     }
 
     /// Follows a transaction of the log: kinds, keys and after-images. Kinds of a newer version are let be.
-    pub(crate) fn apply(&mut self, changes: &[(String, String, Option<Box<RawValue>>)]) -> Result<Vec<Change>> {
+    pub(crate) fn apply(
+        &mut self,
+        changes: &[(String, String, Option<Box<RawValue>>)],
+    ) -> Result<Vec<Change>> {
         let known = changes.iter().filter_map(|(kind, key, image)| {
             let slot = self.schema.slot_named(kind)?;
             let kind = self.schema.kinds[slot].name;

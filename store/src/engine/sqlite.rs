@@ -178,8 +178,7 @@ impl Engine for Sqlite {
     }
 
     fn take(&mut self, owner: &str, seen: u64) -> Result<Option<Head>> {
-        let tx =
-            self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).map_err(sql)?;
+        let tx = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).map_err(sql)?;
         let epoch = tx.query_row("SELECT value FROM meta WHERE name='epoch'", [], |row| row.get::<_, i64>(0));
         if epoch.optional().map_err(sql)?.unwrap_or(0) as u64 != seen {
             return Ok(None);
@@ -232,7 +231,8 @@ impl Engine for Sqlite {
 
     fn sign(&mut self) -> Result<Sign> {
         self.read(|engine| {
-            let owner = engine.db.query_row("SELECT value FROM meta WHERE name='owner'", [], |row| row.get(0));
+            let owner =
+                engine.db.query_row("SELECT value FROM meta WHERE name='owner'", [], |row| row.get(0));
             Ok(Sign {
                 epoch: engine.number("epoch")?,
                 counter: engine.number("counter")?,
