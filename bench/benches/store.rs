@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use store::engine::sqlite::Sqlite;
-use store::engine::{Append, Batch, Head};
+use store::engine::{Append, Batch, Each, Head, Tail};
 use store::lease::Sign;
 use store::{Cause, Cell, Engine, Index, IndexPart, Options, Record, Revision, Schema, Steps, Tx};
 
@@ -384,8 +384,12 @@ fn load(dir: &Path) -> Result<()> {
 struct Nothing(Sqlite);
 
 impl Engine for Nothing {
-    fn load(&mut self, each: &mut dyn FnMut(&str, &[u8]) -> Result<()>) -> Result<Head> {
-        self.0.load(each)
+    fn images(&mut self, each: Each) -> Result<Head> {
+        self.0.images(each)
+    }
+
+    fn take(&mut self, owner: &str, seen: u64) -> Result<Option<Head>> {
+        self.0.take(owner, seen)
     }
 
     fn append(&mut self, _: &Batch) -> Append {
@@ -400,12 +404,12 @@ impl Engine for Nothing {
         self.0.sign()
     }
 
-    fn alone(&self) -> bool {
-        true
+    fn release(&mut self, _: u64) -> Result<bool> {
+        Ok(true)
     }
 
-    fn tail(&mut self, _: Revision, _: usize) -> Result<Vec<(Revision, Vec<u8>)>> {
-        Ok(Vec::new())
+    fn tail(&mut self, _: Revision, _: usize) -> Result<Tail> {
+        Ok(Tail::Entries(Vec::new()))
     }
 }
 

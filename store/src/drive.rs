@@ -107,7 +107,7 @@ fn follow(follower: &mut Follower, life: &mut Life) -> ControlFlow<()> {
             heard(follower, life, message)?;
         }
         let looked = follower.catch_up().and_then(|sign| {
-            life.currents.drain(..).for_each(|asked| drop(asked.send(())));
+            life.currents.drain(..).for_each(told);
             Ok(follower.standing_by && follower.take(&sign)?)
         });
         match looked {
@@ -123,6 +123,11 @@ fn follow(follower: &mut Follower, life: &mut Life) -> ControlFlow<()> {
             }
         }
     }
+}
+
+/// Whoever asked may have gone away.
+fn told(asked: oneshot::Sender<()>) {
+    let _ = asked.send(());
 }
 
 fn heard(follower: &mut Follower, life: &mut Life, message: Message) -> ControlFlow<()> {
@@ -227,7 +232,7 @@ fn run(mut lane: Lane, life: &mut Life, appender: mpsc::Sender<Arc<Batch>>) -> (
             break Ended::Lost(lost);
         }
         if lane.lease().holds() {
-            life.currents.drain(..).for_each(|asked| drop(asked.send(())));
+            life.currents.drain(..).for_each(told);
         }
         let message = match held.pop_front() {
             Some(job) if !lane.is_full() => Some(Message::Job(job)),

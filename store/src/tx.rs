@@ -3,7 +3,6 @@
 //! It sees what it changed; it sees no clock and no random numbers but those stamped on it. Failing leaves no trace.
 
 use crate::log::{Change, Revision};
-use crate::record::Image;
 use crate::record::{Derived, Record};
 use crate::state::State;
 use base::{Error, Id, IdKind, Timestamp};

@@ -316,10 +316,6 @@ fn sql(error: rusqlite::Error) -> Error {
     }
 }
 
-fn named(path: &Path, error: rusqlite::Error) -> Error {
-    at(path, sql(error))
-}
-
 fn at(path: &Path, error: Error) -> Error {
     Error::new(error.kind(), format!("The state file {} {}.", path.display(), error.message())).because(error)
 }
