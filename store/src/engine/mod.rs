@@ -3,6 +3,7 @@
 //! An engine keeps the newest image of each record, the log, and the lease row: epoch, the owner's name and counter,
 //! and whether the owner has laid it down. Whoever only follows calls `images`, `sign` and `tail`, and changes nothing.
 
+pub mod etcd;
 pub mod postgres;
 pub mod sqlite;
 mod wire;
@@ -128,7 +129,7 @@ pub trait Engine: Send {
     fn close(&mut self) {}
 }
 
-/// Opens the engine that a URL names: `sqlite:PATH`, `postgres://USER@HOST:PORT/DATABASE`.
+/// Opens the engine that a URL names: `sqlite:PATH`, `postgres://USER@HOST:PORT/DATABASE`, `etcd://HOST:PORT,.../CELL`.
 ///
 /// Errors: `Invalid` where there is no such engine; what the engine says. None of them quotes a password.
 pub fn open(url: &str) -> Result<Box<dyn Engine>> {
@@ -138,8 +139,9 @@ pub fn open(url: &str) -> Result<Box<dyn Engine>> {
             Ok(Box::new(sqlite::Sqlite::open(Path::new(path))?))
         }
         Some(("postgres" | "postgresql", _)) => Ok(Box::new(postgres::Postgres::open(url)?)),
+        Some(("etcd", _)) => Ok(Box::new(etcd::Etcd::open(url)?)),
         Some(_) | None => Err(Error::invalid(
-            "There is no such store: it is sqlite:PATH or postgres://USER@HOST:PORT/DATABASE.",
+            "There is no such store: it is sqlite:PATH, postgres://USER@HOST:PORT/DATABASE, or etcd://HOST:PORT,HOST:PORT/CELL.",
         )),
     }
 }

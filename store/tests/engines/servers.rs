@@ -1,5 +1,6 @@
 //! The real servers, each in its own directory and on its own port, from Debian's packages.
 
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
@@ -47,6 +48,7 @@ impl Server {
         let extra = extra.iter().map(|s| s.to_string()).collect();
         let data = data.map(Path::to_path_buf);
         let mut server = Server { which, dir, data, members, extra, cells: AtomicU32::new(0) };
+        std::fs::create_dir_all(server.data()).unwrap();
         if which == Which::Postgres {
             server.init();
         }
@@ -58,7 +60,10 @@ impl Server {
     pub fn url(&self) -> String {
         let cell = format!("cell{}", self.cells.fetch_add(1, Ordering::Relaxed));
         match self.which {
-            Which::Sqlite => format!("sqlite:{}/{cell}.db", self.dir.path().display()),
+            Which::Sqlite => {
+                let dir = self.data.as_deref().unwrap_or(self.dir.path());
+                format!("sqlite:{}/{cell}.db", dir.display())
+            }
             Which::Postgres => {
                 self.psql(&format!("CREATE SCHEMA {cell}"));
                 let socket = self.dir.path().display().to_string().replace('/', "%2F");
@@ -163,7 +168,6 @@ impl Server {
 
     fn init(&self) {
         let data = self.data();
-        std::fs::create_dir_all(&data).unwrap();
         let mut command = as_nobody(&postgres("initdb"), &[self.dir.path(), &data]);
         command
             .args(["-U", "shisa", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "-D"])
@@ -253,6 +257,42 @@ fn postgres(name: &str) -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let programs = versions.map(|version| version.path().join("bin").join(name)).filter(|p| p.exists());
     programs.max().unwrap_or_else(|| panic!("PostgreSQL's {name} {DEPS}"))
+}
+
+/// A file system of its own and no more than this many MiB.
+pub struct Small(pub tempfile::TempDir);
+
+impl Small {
+    pub fn new(mib: u64) -> Small {
+        let dir = tempfile::tempdir().unwrap();
+        let options = format!("size={mib}m,mode=755");
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(dir.path()).status();
+        assert!(mounted.unwrap().success(), "no tmpfs could be mounted: run this test as root");
+        Small(dir)
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.0.path().join("ballast")
+    }
+
+    /// Leaves no room.
+    pub fn fill(&self) {
+        let mut ballast = std::fs::File::create(self.ballast()).unwrap();
+        for size in [1 << 20, 1 << 12, 1] {
+            while ballast.write_all(&vec![0; size]).is_ok() {}
+        }
+    }
+
+    pub fn free(&self) {
+        std::fs::remove_file(self.ballast()).unwrap();
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
 }
 
 fn free_port() -> u16 {
