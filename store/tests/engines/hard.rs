@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use store::{Cause, Tx};
 
 const CLIENTS: usize = 6;
 
@@ -83,6 +84,110 @@ pub async fn full(which: Which, mib: u64) {
     check(&url, &answered);
     assert_are_absent(&url, &refused);
     cell.close();
+}
+
+/// etcd's quota is its disk; it takes no lease while it is used up, so the owner falls silent and comes back.
+pub async fn quota_used_up(mib: u64) {
+    const SIZE: usize = 200 << 10;
+    let quota = |mib: u64| vec![format!("--quota-backend-bytes={}", mib << 20)];
+    let mut server = Server::start(Which::Etcd);
+    server.kill();
+    server.extra = quota(mib);
+    server.restart();
+    let url = url(&server, "quota");
+    let cell = owner(&url);
+    let (mut answered, mut refused) = (Answered::new(), Vec::new());
+    for n in 0..1_000 {
+        let id = n.to_string();
+        match add(&cell, &id, &format!("{n} {}", "x".repeat(SIZE))).await {
+            Ok((revision, _)) => drop(answered.insert(id, revision)),
+            Err(error) => {
+                assert!(refused.len() > 0 || error.message().contains("no room"), "{}", error.chain());
+                refused.push(id);
+            }
+        }
+        if refused.len() == 3 {
+            break;
+        }
+    }
+    assert!(refused.len() == 3 && answered.len() > 5, "{} answered", answered.len());
+    comes("silence", || cell.owns().is_err()).await;
+    server.kill();
+    server.extra = quota(10 * mib);
+    server.restart();
+    assert!(server.etcdctl(&["alarm", "disarm"]));
+    writes_again(&cell, "again").await;
+    assert_eq!(cell.read().epoch(), 1);
+    check(&url, &answered);
+    assert_are_absent(&url, &refused);
+    cell.close();
+}
+
+/// One member after the other is killed and comes back, so the leader is among them.
+pub async fn a_member_is_lost(mut server: Server, members: usize) {
+    let url = url(&server, "member");
+    let cell = owner(&url);
+    let green = follower(&url, "green");
+    let writers = Writers::start(&cell, CLIENTS);
+    for member in 0..members {
+        a_while().await;
+        server.kill_member(member);
+        writes_again(&cell, &format!("without {member}")).await;
+        green.current().await.unwrap();
+        assert!(green.read().revision() > 0);
+        server.restart();
+    }
+    let (answered, failed) = writers.stop().await;
+    eprintln!("{} answered, {failed} not", answered.len());
+    assert!(answered.len() > 50);
+    check(&url, &answered);
+    cell.close();
+    green.close();
+}
+
+/// Whoever loads while the owner writes gets one revision, not halves of several.
+pub async fn loaded_meanwhile(server: Server) {
+    const GROUPS: usize = 40;
+    const GROUP: usize = 8;
+    let url = url(&server, "loaded");
+    let cell = owner(&url);
+    let mut tasks = tokio::task::JoinSet::new();
+    for client in 0..CLIENTS {
+        let cell = cell.clone();
+        tasks.spawn(async move {
+            for n in client.. {
+                let add = move |tx: &mut Tx| {
+                    for member in 0..GROUP {
+                        let name = format!("{} {member}", n % GROUPS);
+                        let number = tx.get::<Note>(&name).map_or(0, |n| n.number) + 1;
+                        tx.put(Note { name, number })?;
+                    }
+                    Ok(())
+                };
+                cell.write(Cause::step("group"), add).await.unwrap();
+            }
+        });
+    }
+    let other = url.clone();
+    let loads = tokio::task::spawn_blocking(move || (0..40).map(|_| load(&other, GROUP as u64)).max());
+    let newest = loads.await.unwrap();
+    assert!(newest > Some(40), "nothing was written meanwhile");
+    tasks.abort_all();
+    cell.close();
+}
+
+fn load(url: &str, group: u64) -> u64 {
+    std::thread::sleep(Duration::from_millis(15));
+    let mut groups = std::collections::BTreeMap::<String, Vec<u64>>::new();
+    let head = engine(url).images(&mut |_, key, body| {
+        let note: Note = serde_json::from_slice(body).unwrap();
+        groups.entry(key.split_once(' ').unwrap().0.into()).or_default().push(note.number);
+        Ok(())
+    });
+    let revision = head.unwrap().revision;
+    assert!(groups.values().all(|numbers| numbers.iter().all(|n| *n == numbers[0])), "{groups:?}");
+    assert_eq!(groups.values().flatten().sum::<u64>(), group * revision, "{groups:?}");
+    revision
 }
 
 fn assert_are_absent(url: &str, refused: &[String]) {

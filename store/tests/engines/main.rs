@@ -16,6 +16,7 @@ use servers::{Server, Which};
 /// Room for a new database, and little more.
 const POSTGRES_MIB: u64 = 64;
 const SQLITE_MIB: u64 = 8;
+const ETCD_MIB: u64 = 16;
 
 #[tokio::test]
 async fn sqlite_keeps_what_an_engine_owes() {
@@ -30,6 +31,32 @@ async fn postgres_keeps_what_an_engine_owes() {
 #[tokio::test]
 async fn etcd_keeps_what_an_engine_owes() {
     calm::all(&Server::start(Which::Etcd)).await;
+}
+
+#[tokio::test]
+async fn sqlite_is_loaded_as_of_one_revision() {
+    hard::loaded_meanwhile(Server::start(Which::Sqlite)).await;
+}
+
+#[tokio::test]
+async fn postgres_is_loaded_as_of_one_revision() {
+    hard::loaded_meanwhile(Server::start(Which::Postgres)).await;
+}
+
+#[tokio::test]
+async fn etcd_is_loaded_as_of_one_revision() {
+    hard::loaded_meanwhile(Server::start(Which::Etcd)).await;
+}
+
+#[tokio::test]
+async fn etcd_refuses_when_its_quota_is_used_up_and_goes_on_when_it_is_raised() {
+    hard::quota_used_up(ETCD_MIB).await;
+}
+
+#[tokio::test]
+async fn etcd_loses_a_member_under_load_and_nothing_else() {
+    const MEMBERS: usize = 3;
+    hard::a_member_is_lost(Server::with(Which::Etcd, MEMBERS, None, &[]), MEMBERS).await;
 }
 
 #[tokio::test]
