@@ -17,6 +17,8 @@ use tokio::runtime::{Builder, Handle, Runtime};
 pub const CALL_MAX: Duration = Duration::from_millis(LEASE_MS);
 /// Of which making a connection may take this much.
 pub const CONNECT_MAX: Duration = Duration::from_millis(LEASE_MS / 2);
+/// A piece of a load may take this long: whoever loads holds no lease.
+pub const LOAD_MAX: Duration = Duration::from_secs(5);
 
 static IO: Mutex<Option<Runtime>> = Mutex::new(None);
 

@@ -102,7 +102,7 @@ pub async fn quota_used_up(mib: u64) {
         match add(&cell, &id, &format!("{n} {}", "x".repeat(SIZE))).await {
             Ok((revision, _)) => drop(answered.insert(id, revision)),
             Err(error) => {
-                assert!(refused.len() > 0 || error.message().contains("no room"), "{}", error.chain());
+                assert!(!refused.is_empty() || error.message().contains("no room"), "{}", error.chain());
                 refused.push(id);
             }
         }

@@ -52,8 +52,7 @@ impl Proxy {
 
 fn copy(mut from: TcpStream, mut to: TcpStream, fault: &AtomicU8, mine: u8) {
     let mut buffer = vec![0; 1 << 16];
-    loop {
-        let Ok(n @ 1..) = from.read(&mut buffer) else { break };
+    while let Ok(n @ 1..) = from.read(&mut buffer) {
         if fault.compare_exchange(mine, WHOLE, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
             break;
         }

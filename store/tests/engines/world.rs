@@ -74,7 +74,7 @@ pub async fn add(cell: &Cell, id: &str, name: &str) -> Result<(Revision, u64)> {
 
 pub async fn delete(cell: &Cell, name: &str) -> Result<()> {
     let name = name.to_string();
-    cell.write(Cause::step("delete"), move |tx| Ok(drop(tx.delete::<Note>(&name)))).await
+    cell.write(Cause::step("delete"), move |tx| Ok(tx.delete::<Note>(&name).is_some())).await.map(drop)
 }
 
 /// By the id of their cause: the revisions that were answered.

@@ -16,8 +16,8 @@ use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
-/// A member that does not answer by then is not waited for, while there are others.
-const TRY_MAX: Duration = Duration::from_millis(250);
+/// Of the time of a call: a member that does not answer by then is not waited for, while there are others.
+const TRY_PART: f64 = 0.4;
 /// What may be on its way to us: a page of images.
 const WINDOW_BYTES: u32 = 8 << 20;
 
@@ -97,9 +97,18 @@ impl Client {
         Error::unavailable(format!("{} failed.", self.name())).because(failed.text())
     }
 
-    /// Asks one member after the other, until one answers or the time is over.
     pub fn call<A: Message + Default>(&mut self, path: &str, question: &impl Message) -> Result<A, Failed> {
-        let until = Instant::now() + CALL_MAX;
+        self.call_within(CALL_MAX, path, question)
+    }
+
+    /// Asks one member after the other, until one answers or the time is over.
+    pub fn call_within<A: Message + Default>(
+        &mut self,
+        max: Duration,
+        path: &str,
+        question: &impl Message,
+    ) -> Result<A, Failed> {
+        let until = Instant::now() + max;
         let frame = frame(question);
         let single = self.cluster.members.len() == 1;
         let mut failed = Failed::Unknown(wire::late(&self.name()).message().into());
@@ -108,7 +117,7 @@ impl Client {
             if left.is_zero() {
                 break;
             }
-            let patience = if single { left } else { left.min(TRY_MAX) };
+            let patience = if single { left } else { left.min(max.mul_f64(TRY_PART)) };
             let io = self.io.clone();
             let tried = wire::wait(&io, patience, self.ask(path, frame.clone()));
             match tried.unwrap_or_else(|| Err(Failed::Unknown(format!("{} is late", self.member())))) {

@@ -31,10 +31,10 @@ const TRIM_EVERY: usize = 64;
 const TRIM_MAX: usize = 512;
 /// The log is kept this long (microseconds), or as long as it is no larger.
 const LOG_KEEP_MICROS: i64 = 3_600_000_000;
-const LOG_BYTES_MAX: u64 = 512 << 20;
+const LOG_BYTES_MAX: u64 = 256 << 20;
 /// etcd's own history is of use to who reads images meanwhile.
-const HISTORY_KEEP: Duration = Duration::from_secs(20);
-const COMPACT_EVERY: Duration = Duration::from_secs(5);
+const HISTORY_KEEP: Duration = Duration::from_secs(10);
+const COMPACT_EVERY: Duration = Duration::from_secs(2);
 /// Revisions of etcd that are not worth a compaction.
 const COMPACT_MIN: i64 = 1_000;
 

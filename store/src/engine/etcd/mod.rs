@@ -5,7 +5,7 @@
 //! `value`. All reads are linearizable, and any member answers.
 //!
 //! etcd keeps its history until it is compacted, and takes no writes past its quota (2 GiB unless it is told otherwise):
-//! the owner keeps 20 s of history and at most 512 MiB of log, and compacts for the whole cluster, which therefore is
+//! the owner keeps 10 s of history and at most 256 MiB of log, and compacts for the whole cluster, which therefore is
 //! Shisa's own. When the quota is used up changes are refused (`NoRoom`) and the lease, a write too, lapses, until an
 //! operator has raised it (`--quota-backend-bytes`) and ended the alarm (`etcdctl alarm disarm`).
 //!
@@ -17,6 +17,7 @@ mod fold;
 mod message;
 mod value;
 
+use super::wire::LOAD_MAX;
 use super::{Append, Batch, Each, Engine, Head, Limits, Tail};
 use crate::lease::Sign;
 use crate::log::Revision;
@@ -50,7 +51,7 @@ pub struct Etcd {
     keys: Keys,
     /// While this process owns the cell.
     folder: Option<Folder>,
-    /// Bytes of the log so far.
+    /// Bytes of all batches so far.
     total: u64,
 }
 
@@ -70,6 +71,12 @@ impl Etcd {
             ))),
             _ => Ok(engine),
         }
+    }
+
+    /// A piece of a load.
+    fn piece(&mut self, range: &Range) -> Result<Ranged> {
+        let found = self.client.call_within(LOAD_MAX, RANGE, range);
+        found.map_err(|failed| self.client.told(failed))
     }
 
     fn ask(&mut self, range: &Range) -> Result<Ranged> {
@@ -113,6 +120,7 @@ impl Etcd {
             small("revision", batch.last().to_string()),
             small("time", batch.time().0.to_string()),
             small("batch", batch.id.to_string()),
+            small("total", (self.total + size(batch)).to_string()),
         ];
         let done = self.change(compare, success)?;
         Ok(if done.succeeded { Append::Done } else { self.why(batch, &Small::of(done.found(0))) })
@@ -155,7 +163,7 @@ impl Etcd {
         while from < head {
             let (key, end) = (self.keys.log(from + 1).into(), self.keys.log(head + 1).into());
             let found =
-                self.ask(&Range { key, end, limit: PAGE_BATCHES, revision: at, ..Range::default() })?;
+                self.piece(&Range { key, end, limit: PAGE_BATCHES, revision: at, ..Range::default() })?;
             let Some(last) = found.kvs.last() else {
                 return Err(Error::internal(format!("The log in etcd ends at {from}, before {head}.")));
             };
@@ -166,13 +174,10 @@ impl Etcd {
         }
         Ok(images)
     }
+}
 
-    /// Of the last batch, from which the next ones count on.
-    fn total(&mut self, head: Revision) -> Result<u64> {
-        let last = Range { key: self.keys.log(head).into(), ..Range::default() };
-        let found = self.ask(&last)?;
-        Ok(found.kvs.first().map(|kv| value::top(&kv.value)).transpose()?.map_or(0, |(top, _)| top.total))
-    }
+fn size(batch: &Batch) -> u64 {
+    batch.entries.iter().map(|(_, encoded)| encoded.body.len() as u64).sum()
 }
 
 impl Engine for Etcd {
@@ -189,7 +194,7 @@ impl Engine for Etcd {
                 revision: at,
                 ..Range::default()
             };
-            let found = self.ask(&page)?;
+            let found = self.piece(&page)?;
             for KeyValue { key, value } in &found.kvs {
                 let (kind, key) =
                     self.keys.named(key).ok_or_else(|| Error::internal("A key in etcd is no image's."))?;
@@ -228,8 +233,9 @@ impl Engine for Etcd {
         if !done.succeeded {
             return Ok(None);
         }
-        let head = head_of(&Small::of(done.found(place)));
-        self.total = self.total(head.revision)?;
+        let small = Small::of(done.found(place));
+        let head = head_of(&small);
+        self.total = small.number("total");
         self.folder =
             Some(Folder::start(self.cluster.clone(), self.keys.clone(), head.epoch, head.revision)?);
         Ok(Some(head))
@@ -241,7 +247,7 @@ impl Engine for Etcd {
         }
         let ended = self.write(batch).unwrap_or_else(|failed| self.failed(batch, failed));
         if ended == Append::Done {
-            self.total += batch.entries.iter().map(|(_, encoded)| encoded.body.len() as u64).sum::<u64>();
+            self.total += size(batch);
             if let Some(folder) = &self.folder {
                 folder.push(batch, self.total);
             }

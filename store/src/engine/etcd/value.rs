@@ -1,7 +1,7 @@
 //! The keys of a cell, and a batch as one value.
 //!
 //! ```text
-//! CELL/head/format epoch revision batch time owner counter free folded
+//! CELL/head/format epoch revision batch time total owner counter free folded
 //! CELL/log/LAST           a batch, under its last revision (16 hexadecimal digits)
 //! CELL/image/KIND/KEY     the newest image of a record, up to `folded`
 //! ```

@@ -14,13 +14,14 @@
 mod session;
 mod sql;
 
-use super::wire::{self, CALL_MAX, CONNECT_MAX};
+use super::wire::{self, CALL_MAX, CONNECT_MAX, LOAD_MAX};
 use super::{Append, Batch, Each, Engine, Head, Limits, Logged, Tail};
 use crate::lease::Sign;
 use crate::log::Revision;
 use base::{Error, Result, Timestamp};
 use session::{Failed, Session};
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 use tokio_postgres::{Config, Row};
@@ -31,6 +32,8 @@ pub const FORMAT: i64 = 1;
 const LOG_KEEP_MICROS: i64 = 3_600_000_000;
 /// Old entries and deleted records are taken out once this many entries were added; twice as many at most.
 const TIDY_EVERY: usize = 256;
+/// Callers wait for it: it is given up for this time when it takes longer.
+const TIDY_MAX: Duration = Duration::from_millis(200);
 /// Deleted records that are remembered to be taken out; more are found at the next start.
 const GONE_MAX: usize = 100_000;
 /// Encoded size of a batch: what a slow disk still writes within a call.
@@ -70,7 +73,7 @@ impl Postgres {
         if config.get_application_name().is_none() {
             config.application_name("shisa");
         }
-        config.connect_timeout(CONNECT_MAX);
+        config.connect_timeout(CONNECT_MAX / config.get_hosts().len().max(1) as u32);
         let (io, name) = (wire::io()?, name(&config));
         let (session, unknown) = (None, None);
         let mut engine =
@@ -90,6 +93,10 @@ impl Postgres {
                     Ok(()) | Err(_) => self.call(async |s| s.run(sql::FIRST, &[&FORMAT]).await),
                 }
                 .map_err(|failed| self.told(failed))?;
+                for tune in sql::TUNE {
+                    // Databases that only speak like PostgreSQL have no such settings, and no need of them.
+                    let _ = self.call(async |s| s.run_all(tune).await);
+                }
                 self.call(format)
             }
             other => other,
@@ -104,18 +111,28 @@ impl Postgres {
         }
     }
 
-    /// One exchange with the server, over a new connection where there is none.
     fn call<T>(
         &mut self,
         f: impl AsyncFnOnce(&mut Session) -> Result<T, tokio_postgres::Error>,
     ) -> Result<T, Failed> {
+        self.call_within(CALL_MAX, f)
+    }
+
+    /// One exchange with the server, over a new connection where there is none.
+    fn call_within<T>(
+        &mut self,
+        max: Duration,
+        f: impl AsyncFnOnce(&mut Session) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<T, Failed> {
+        let until = Instant::now() + max;
         let mut session = match self.session.take().filter(Session::is_open) {
             Some(session) => session,
             None => {
                 wire::wait(&self.io, CONNECT_MAX, Session::connect(&self.config)).ok_or(Failed::Late)??
             }
         };
-        let value = wire::wait(&self.io, CALL_MAX, f(&mut session)).ok_or(Failed::Late)?;
+        let left = until.saturating_duration_since(Instant::now());
+        let value = wire::wait(&self.io, left, f(&mut session)).ok_or(Failed::Late)?;
         let failed = value.as_ref().err();
         // A failed connection is never used again: what else it would answer belongs to a call that is over.
         if failed.is_none_or(session::keeps_connection) {
@@ -129,6 +146,32 @@ impl Postgres {
             Failed::Late => wire::late(&self.name),
             Failed::Server(error) => Error::unavailable(format!("{} failed.", self.name)).because(error),
         }
+    }
+
+    /// In a transaction of the session, which is of no use to anybody else until it has ended.
+    fn load(&mut self, each: Each) -> Result<Head> {
+        self.gone.clear();
+        let head = self.call(async |s| {
+            s.run_all(sql::BEGIN).await?;
+            s.one(sql::HEAD, &[]).await
+        });
+        let head = head.map_err(|failed| self.told(failed))?.map(|row| head_of(&row)).unwrap_or_default();
+        let rows = self.call_within(LOAD_MAX, async |s| s.rows(sql::IMAGES, &[]).await);
+        let mut rows = Box::pin(rows.map_err(|failed| self.told(failed))?);
+        loop {
+            let next = futures_util::StreamExt::next(&mut rows);
+            let next = wire::wait(&self.io, LOAD_MAX, next).ok_or_else(|| wire::late(&self.name))?;
+            let Some(row) = next else { break };
+            let row = row.map_err(|error| self.told(Failed::Server(error)))?;
+            let (kind, key): (&str, &[u8]) = (row.get(0), row.get(1));
+            match row.get::<_, Option<&[u8]>>(2) {
+                Some(body) => each(kind, &String::from_utf8_lossy(key), body)?,
+                None if self.gone.len() < GONE_MAX => self.gone.push((kind.into(), key.into())),
+                None => {}
+            }
+        }
+        self.call(async |s| s.run_all("COMMIT").await).map_err(|failed| self.told(failed))?;
+        Ok(head)
     }
 
     fn write(&mut self, batch: &Batch) -> Result<Append, Failed> {
@@ -162,6 +205,10 @@ impl Postgres {
         let expected = (batch.epoch as i64, batch.last() as i64, batch.id as i64);
         Ok(if (epoch, head, last) == expected {
             Append::Done
+        } else if (epoch, head) == (batch.epoch as i64, batch.previous as i64) {
+            // Our own fence, of which nobody knew how it had ended.
+            self.fence = row.get(4);
+            Append::Unknown("it is fenced off from attempts before".into())
         } else if epoch < batch.epoch as i64 || epoch == batch.epoch as i64 && head < batch.previous as i64 {
             // A standby that became the primary without what it had not been sent.
             Append::Behind(head as Revision)
@@ -214,7 +261,7 @@ impl Postgres {
         let gone: Vec<_> = self.gone.drain(..self.gone.len().min(2 * TIDY_EVERY)).collect();
         let (kinds, keys): (Vec<_>, Vec<_>) = gone.into_iter().unzip();
         let old = time.0 - LOG_KEEP_MICROS;
-        let tidied = self.call(async |s| {
+        let tidied = self.call_within(TIDY_MAX, async |s| {
             if !keys.is_empty() {
                 s.run(sql::SWEEP, &[&kinds, &keys]).await?;
             }
@@ -261,29 +308,11 @@ impl<'a> Rows<'a> {
 
 impl Engine for Postgres {
     fn images(&mut self, each: Each) -> Result<Head> {
-        self.gone.clear();
-        let head = self.call(async |s| {
-            s.run_all(sql::BEGIN).await?;
-            s.one(sql::HEAD, &[]).await
-        });
-        let head = head.map_err(|failed| self.told(failed))?.map(|row| head_of(&row)).unwrap_or_default();
-        let rows = self.call(async |s| s.rows(sql::IMAGES, &[]).await);
-        let mut rows = Box::pin(rows.map_err(|failed| self.told(failed))?);
-        loop {
-            // Each row has the time of a call: all of them take as long as they take.
-            let next = futures_util::StreamExt::next(&mut rows);
-            let next = wire::wait(&self.io, CALL_MAX, next).ok_or_else(|| wire::late(&self.name))?;
-            let Some(row) = next else { break };
-            let row = row.map_err(|error| self.told(Failed::Server(error)))?;
-            let (kind, key): (&str, &[u8]) = (row.get(0), row.get(1));
-            match row.get::<_, Option<&[u8]>>(2) {
-                Some(body) => each(kind, &String::from_utf8_lossy(key), body)?,
-                None if self.gone.len() < GONE_MAX => self.gone.push((kind.into(), key.into())),
-                None => {}
-            }
+        let head = self.load(each);
+        if head.is_err() {
+            self.session = None;
         }
-        self.call(async |s| s.run_all("COMMIT").await).map_err(|failed| self.told(failed))?;
-        Ok(head)
+        head
     }
 
     fn take(&mut self, owner: &str, seen: u64) -> Result<Option<Head>> {

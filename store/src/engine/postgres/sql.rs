@@ -8,6 +8,10 @@ pub const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS log(revision BIGINT PRIMARY KEY, epoch BIGINT NOT NULL, at BIGINT NOT NULL,
         body BYTEA NOT NULL);";
 
+/// A record that changes stays on its page, and a log entry on its own rather than beside the table.
+pub const TUNE: [&str; 2] =
+    ["ALTER TABLE image SET (fillfactor=75)", "ALTER TABLE log SET (toast_tuple_target=8160)"];
+
 pub const FIRST: &str =
     "INSERT INTO lane(id, format, epoch, revision, time, batch, fence, counter, free, owner)
     VALUES(1, $1, 0, 0, 0, 0, 0, 0, 0, '') ON CONFLICT(id) DO NOTHING";
