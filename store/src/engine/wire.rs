@@ -15,7 +15,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 
 /// A call ends by then, answered or not: what comes later finds the lease over anyway.
 pub const CALL_MAX: Duration = Duration::from_millis(LEASE_MS);
-/// Of which making a connection may take this much.
+/// Of which reaching a host may take this much, and half of any limit making a connection.
 pub const CONNECT_MAX: Duration = Duration::from_millis(LEASE_MS / 2);
 /// A piece of a load may take this long: whoever loads holds no lease.
 pub const LOAD_MAX: Duration = Duration::from_secs(5);
@@ -60,7 +60,7 @@ pub fn wait<F: Future>(io: &Handle, max: Duration, future: F) -> Option<F::Outpu
 
 /// What a caller is told of a server that did not answer in time.
 pub fn late(server: &str) -> Error {
-    Error::unavailable(format!("{server} did not answer within {} ms.", CALL_MAX.as_millis()))
+    Error::unavailable(format!("{server} did not answer in time."))
 }
 
 #[cfg(test)]

@@ -220,11 +220,12 @@ async fn a_restart_loses_nothing(url: &str) {
             let id = format!("{round}.{n}");
             answered.insert(id.clone(), add(&cell, &id, &format!("note {}", n % 11)).await.unwrap().0);
         }
+        delete(&cell, &format!("note {round}")).await.unwrap();
         let digests = cell.digests(cell.read().revision()).unwrap();
         cell.close();
         let again = follower(url, "again");
         assert_eq!(again.digests(again.read().revision()).unwrap(), digests);
         again.close();
     }
-    assert_eq!(check(url, &answered), 90);
+    assert_eq!(check(url, &answered), 93);
 }

@@ -147,8 +147,10 @@ pub async fn a_member_is_lost(mut server: Server, members: usize) {
 
 /// Whoever loads while the owner writes gets one revision, not halves of several.
 pub async fn loaded_meanwhile(server: Server) {
-    const GROUPS: usize = 40;
+    // Enough for several pages.
+    const GROUPS: usize = 700;
     const GROUP: usize = 8;
+    const LOADS: usize = 60;
     let url = url(&server, "loaded");
     let cell = owner(&url);
     let mut tasks = tokio::task::JoinSet::new();
@@ -169,9 +171,9 @@ pub async fn loaded_meanwhile(server: Server) {
         });
     }
     let other = url.clone();
-    let loads = tokio::task::spawn_blocking(move || (0..40).map(|_| load(&other, GROUP as u64)).max());
+    let loads = tokio::task::spawn_blocking(move || (0..LOADS).map(|_| load(&other, GROUP as u64)).max());
     let newest = loads.await.unwrap();
-    assert!(newest > Some(40), "nothing was written meanwhile");
+    assert!(newest > Some(GROUPS as u64), "nothing was written meanwhile");
     tasks.abort_all();
     cell.close();
 }

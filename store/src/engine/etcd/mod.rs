@@ -63,7 +63,8 @@ impl Etcd {
         })?;
         let client = Client::new(cluster.clone())?;
         let mut engine = Etcd { client, cluster, keys: Keys(cell), folder: None, total: 0 };
-        let (small, _) = engine.small()?;
+        let range = engine.all_small();
+        let small = Small::of(&engine.piece(&range)?.kvs);
         match small.number::<u64>("format") {
             found if found > FORMAT => Err(Error::conflict(format!(
                 "{} was written by a newer version (format {found}, this one reads {FORMAT}); start that version.",
@@ -89,11 +90,9 @@ impl Etcd {
         Range { key: key.into(), end: end.into(), ..Range::default() }
     }
 
-    /// The small keys, and the revision of etcd's at which they are so.
-    fn small(&mut self) -> Result<(Small, i64)> {
+    fn small(&mut self) -> Result<Small> {
         let range = self.all_small();
-        let found = self.ask(&range)?;
-        Ok((Small::of(&found.kvs), found.header.map_or(0, |h| h.revision)))
+        Ok(Small::of(&self.ask(&range)?.kvs))
     }
 
     fn change(&mut self, compare: Vec<Compare>, success: Vec<RequestOp>) -> Result<TxnDone, Failed> {
@@ -148,8 +147,8 @@ impl Etcd {
         if failed.no_room() {
             // An earlier attempt may have been the last for which there was room.
             return match self.small() {
-                Ok((head, _)) if is_at(&head, batch.epoch, batch.previous) => Append::NoRoom(why),
-                Ok((head, _)) => self.why(batch, &head),
+                Ok(head) if is_at(&head, batch.epoch, batch.previous) => Append::NoRoom(why),
+                Ok(head) => self.why(batch, &head),
                 Err(_) => Append::Unknown(why),
             };
         }
@@ -182,7 +181,9 @@ fn size(batch: &Batch) -> u64 {
 
 impl Engine for Etcd {
     fn images(&mut self, each: Each) -> Result<Head> {
-        let (small, at) = self.small()?;
+        let range = self.all_small();
+        let found = self.piece(&range)?;
+        let (small, at) = (Small::of(&found.kvs), found.header.map_or(0, |h| h.revision));
         let head = head_of(&small);
         let newer = self.unfolded(small.number("folded"), head.revision, at)?;
         let (mut key, end) = self.keys.all("image");
@@ -264,7 +265,7 @@ impl Engine for Etcd {
     }
 
     fn sign(&mut self) -> Result<Sign> {
-        let (small, _) = self.small()?;
+        let small = self.small()?;
         Ok(Sign {
             epoch: small.number("epoch"),
             counter: small.number("counter"),
@@ -319,7 +320,7 @@ fn head_of(small: &Small) -> Head {
 
 /// Members, user and cell of `etcd://USER:PASSWORD@HOST:PORT,HOST:PORT/CELL`.
 fn parse(url: &str) -> Option<(Cluster, String)> {
-    let rest = url.strip_prefix("etcd:")?.trim_start_matches('/');
+    let rest = url.strip_prefix("etcd://")?;
     let (rest, cell) = rest.split_once('/').unwrap_or((rest, CELL));
     let (user, members) = match rest.rsplit_once('@') {
         Some((user, members)) => (Some(user.split_once(':')?), members),

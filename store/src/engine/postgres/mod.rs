@@ -84,20 +84,22 @@ impl Postgres {
 
     fn prepare_tables(&mut self) -> Result<()> {
         let format = async |s: &mut Session| s.one(sql::FORMAT, &[]).await;
-        let row = match self.call(format) {
+        let row = match self.call_within(LOAD_MAX, format) {
             Err(failed) if failed.no_table() => {
                 // Two processes may be here at once; the second finds the tables of the first.
-                let made = self.call(async |s| s.run_all(sql::TABLES).await);
+                let made = self.call_within(LOAD_MAX, async |s| s.run_all(sql::TABLES).await);
                 match made {
                     Err(failed) if !failed.is_there() => return Err(self.told(failed)),
-                    Ok(()) | Err(_) => self.call(async |s| s.run(sql::FIRST, &[&FORMAT]).await),
+                    Ok(()) | Err(_) => {
+                        self.call_within(LOAD_MAX, async |s| s.run(sql::FIRST, &[&FORMAT]).await)
+                    }
                 }
                 .map_err(|failed| self.told(failed))?;
                 for tune in sql::TUNE {
                     // Databases that only speak like PostgreSQL have no such settings, and no need of them.
-                    let _ = self.call(async |s| s.run_all(tune).await);
+                    let _ = self.call_within(LOAD_MAX, async |s| s.run_all(tune).await);
                 }
-                self.call(format)
+                self.call_within(LOAD_MAX, format)
             }
             other => other,
         };
