@@ -8,10 +8,13 @@
 //!
 //! Limits: `HEARD_MAX` without a word and a node counts as down.
 //!
-//! Deliberately absent so far: fencing, several planes.
+//! Several planes stand over one cell: the `door` carries clients to the one that is active.
+//!
+//! Deliberately absent so far: fencing.
 
 pub mod authority;
 pub mod document;
+pub mod door;
 pub mod join;
 mod listener;
 pub mod node;
@@ -64,7 +67,8 @@ struct Inner {
     sinks: Vec<Sink>,
     questions: Questions,
     heard: Mutex<HashMap<String, Instant>>,
-    started: Instant,
+    /// When this process began to hear nodes.
+    started: Mutex<Instant>,
 }
 
 impl Fleet {
@@ -72,7 +76,7 @@ impl Fleet {
     pub fn new(cell: Cell, sources: Vec<Source>, sinks: Vec<Sink>) -> Fleet {
         let documents = Documents::new(cell.clone(), sources);
         let (questions, heard) = (Questions::default(), Mutex::default());
-        let inner = Inner { cell, documents, sinks, questions, heard, started: Instant::now() };
+        let inner = Inner { cell, documents, sinks, questions, heard, started: Mutex::new(Instant::now()) };
         Fleet { inner: Arc::new(inner) }
     }
 
@@ -138,6 +142,12 @@ impl Fleet {
         self.inner.questions.answer(node, answer);
     }
 
+    /// This process owns the cell now: nodes that were heard by another count as heard now.
+    pub fn took_over(&self) {
+        self.inner.heard.lock().expect("no holder panics").clear();
+        *self.inner.started.lock().expect("no holder panics") = Instant::now();
+    }
+
     fn heard(&self, node: &str) {
         self.inner.heard.lock().expect("no holder panics").insert(node.into(), Instant::now());
     }
@@ -148,7 +158,10 @@ impl Fleet {
         let was_silent = || node::named(&self.inner.cell.read(), name).is_some_and(|n| n.silent);
         match heard {
             Some(at) => at.elapsed() < HEARD_MAX,
-            None => self.inner.started.elapsed() < HEARD_MAX && !was_silent(),
+            None => {
+                let started = *self.inner.started.lock().expect("no holder panics");
+                started.elapsed() < HEARD_MAX && !was_silent()
+            }
         }
     }
 

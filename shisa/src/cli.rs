@@ -1,7 +1,7 @@
 //! The command line: what may be said, and which module carries it out.
 
 use crate::state::Directory;
-use crate::{demo, down, env, join, status, token, trace, up};
+use crate::{control, demo, down, env, join, plane, status, token, trace, up};
 use base::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -41,6 +41,9 @@ enum Command {
     Demo(Demo),
     /// Print `export OS_...` lines for the OpenStack clients
     Env(Env),
+    /// Look after the planes of the cloud: the processes that own and follow its records
+    #[command(subcommand)]
+    Plane(Planes),
     /// Look into the cloud's network
     #[command(subcommand)]
     Network(Network),
@@ -54,6 +57,12 @@ pub struct Up {
     /// Where the APIs listen; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5000")]
     pub listen: SocketAddr,
+    /// Where the records are: sqlite:PATH [default: state.db in the state directory]
+    #[arg(long, value_name = "URL")]
+    pub store: Option<String>,
+    /// How many planes: the second stands by and takes over when the first ends
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=2))]
+    pub planes: u32,
     /// What runs servers [default: what the state directory has, else qemu where root may run it]
     #[arg(long, value_name = "MACHINE")]
     pub machine: Option<Machine>,
@@ -209,6 +218,50 @@ pub struct Trace {
     pub port: Option<u16>,
 }
 
+#[derive(Debug, Subcommand)]
+pub enum Planes {
+    /// Say which planes there are, which is active, and how they do
+    List,
+    /// Start another plane, which follows and stands by
+    Add(Add),
+    /// Make a plane the active one; clients notice nothing
+    Promote(Named),
+    /// End a plane that is not active
+    Drain(Named),
+    /// Be a plane: `shisa up` starts it
+    #[command(hide = true)]
+    Run(Plane),
+}
+
+#[derive(Args, Debug)]
+pub struct Add {
+    /// The program that it runs [default: this one]
+    #[arg(long, value_name = "PATH")]
+    pub binary: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct Named {
+    /// blue or green
+    pub name: String,
+}
+
+#[derive(Args, Debug)]
+pub struct Plane {
+    #[arg(long)]
+    pub name: String,
+    /// The store: sqlite:PATH
+    #[arg(long, value_name = "URL")]
+    pub store: String,
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    #[arg(long, value_name = "URL")]
+    pub public_url: Option<String>,
+    /// Where nodes on other machines reach the door
+    #[arg(long, value_name = "HOST:PORT")]
+    pub reach: Option<String>,
+}
+
 #[derive(Args, Debug)]
 pub struct Responder {
     /// What the node keeps
@@ -265,6 +318,8 @@ pub async fn run(cli: Cli, begin: Instant) -> Result<ExitCode> {
         Command::Status => return status::run(&directory).await,
         Command::Demo(demo) => demo::run(&directory, demo.image.as_deref(), begin).await?,
         Command::Env(env) => env::run(&directory, env.name.as_deref())?,
+        Command::Plane(Planes::Run(args)) => plane::run(&directory, &args).await?,
+        Command::Plane(planes) => control::run(&directory, &planes).await?,
         Command::Network(Network::Trace(trace)) => return trace::run(&directory, &trace).await,
         Command::Responder(of) => node::respond(&of.node, of.cloud).await?,
     }

@@ -9,8 +9,8 @@
 //! Deliberately absent so far: several planes, the dashboard.
 
 mod cli;
-mod cloud;
 mod clouds;
+mod control;
 mod demo;
 mod down;
 mod env;
@@ -20,6 +20,9 @@ mod image;
 mod join;
 mod logging;
 mod machine;
+mod nodes;
+mod plane;
+mod planes;
 mod progress;
 mod range;
 mod routers;

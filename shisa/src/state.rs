@@ -6,7 +6,9 @@
 //! credentials.json  that node's key and certificate
 //! lock         held by the process that is up
 //! process      who that is, and where it listens
-//! state.db     records; cell.key opens their secrets
+//! state.db     records (state.db-owner is locked by the plane that writes); cell.key opens their secrets
+//! planes/NAME/ sockets and log of a plane
+//! control      where `shisa plane` and `shisa rollout` ask the process that is up
 //! clouds.yaml  for the clients; demo.key logs in to the demo server
 //! storage/     bytes of images
 //! nodes/NAME/  what a node keeps: disks, consoles, its ledger
@@ -33,9 +35,12 @@ use uuid::Uuid;
 /// The format of the directory. A larger one in `cloud.json` is of a newer version.
 pub const FORMAT: u32 = 1;
 /// Names that are ours: `wipe` removes these and nothing else.
-const OURS: [&str; 16] = [
+const OURS: [&str; 19] = [
     "process",
+    "control",
+    "planes",
     "state.db",
+    "state.db-owner",
     "state.db-wal",
     "state.db-shm",
     "cell.key",
@@ -119,6 +124,10 @@ impl Directory {
 
     pub fn database(&self) -> PathBuf {
         self.path.join("state.db")
+    }
+
+    pub fn control(&self) -> PathBuf {
+        self.path.join("control")
     }
 
     pub fn key(&self) -> PathBuf {

@@ -3,7 +3,7 @@
 use crate::drive::{self, Life, Message, Role, Steps};
 use crate::engine::Engine;
 use crate::follow::Follower;
-use crate::lane::{Job, Shared, not_owner, unknown};
+use crate::lane::{Job, Shared, not_owner, passes, unknown};
 use crate::lease::{LEASE_MS, Lease, monotonic};
 use crate::log::{Cause, Revision};
 use crate::record::Schema;
@@ -214,14 +214,22 @@ impl Cell {
         }
         let (answer, answered) = oneshot::channel();
         let job = Job::new(cause, f, answer);
-        let gone = || Error::unavailable("The control plane is stopping; try again in a moment.");
-        self.inner.messages.send(Message::Job(job)).map_err(|_| gone())?;
-        answered.await.map_err(|_| unknown())?
+        let sent = self.inner.messages.send(Message::Job(job)).map_err(|_| not_owner());
+        let answer = match sent {
+            Ok(()) => answered.await.unwrap_or_else(|_| Err(unknown())),
+            Err(error) => Err(error),
+        };
+        answer.inspect_err(|error| {
+            if passes(error) {
+                again::note_passing();
+            }
+        })
     }
 
     /// Runs a request under the mutation's id: what it has written before, whichever process did it, is not written
-    /// again but answered as it was then.
-    pub async fn once<F: Future>(&self, mutation: &str, request: F) -> F::Output {
+    /// again but answered as it was then. True beside it: a write failed because the cell has no owner here for the
+    /// moment; asked again under the same id, here or elsewhere, the request goes through once.
+    pub async fn once<F: Future>(&self, mutation: &str, request: F) -> (F::Output, bool) {
         let done = self.inner.shared.published.done(mutation);
         again::scope(mutation, done, request).await
     }

@@ -384,16 +384,25 @@ impl Lane {
     }
 }
 
+const UNKNOWN: &str = "The outcome is unknown; look before you try again.";
+const NOT_OWNER: &str = "This process does not own the cell; try again in a moment.";
+const LAPSED: &str = "The control plane cannot reach its store; try again in a moment.";
+
 pub(crate) fn unknown() -> Error {
-    Error::unavailable("The outcome is unknown; look before you try again.")
+    Error::unavailable(UNKNOWN)
 }
 
 pub(crate) fn not_owner() -> Error {
-    Error::unavailable("This process does not own the cell; try again in a moment.")
+    Error::unavailable(NOT_OWNER)
 }
 
 fn lapsed() -> Error {
-    Error::unavailable("The control plane cannot reach its store; try again in a moment.")
+    Error::unavailable(LAPSED)
+}
+
+/// Whether the owner of the cell, once there is one again, may do or know what failed with this.
+pub(crate) fn passes(error: &Error) -> bool {
+    [UNKNOWN, NOT_OWNER, LAPSED].contains(&error.message())
 }
 
 fn run(job: &Job, tx: &mut Tx) -> Result<Boxed> {

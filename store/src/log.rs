@@ -50,6 +50,16 @@ pub struct Change {
 }
 
 impl Change {
+    /// Whether both leave the same record behind.
+    pub(crate) fn same(&self, other: &Change, schema: &Schema) -> bool {
+        let same = match (&self.after, &other.after) {
+            (None, None) => true,
+            (Some(a), Some(b)) => (schema.kinds[self.slot].same)(&**a, &**b),
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        (self.slot, &self.key) == (other.slot, &other.key) && same
+    }
+
     /// Lets derived state follow.
     pub(crate) fn forth(&self, derived: &mut [Box<dyn Derived>]) {
         self.tell(derived, &self.before, &self.after);

@@ -188,9 +188,9 @@ async fn what_a_request_wrote_is_answered_again_by_any_plane_and_written_once() 
     blue.stand_by(true);
     let epoch = owns(&blue).await;
     put(&blue, "one", 1).await.unwrap();
-    assert_eq!(blue.once("m1", add(&blue, "one")).await.unwrap(), 2);
-    assert_eq!(blue.once("m2", add(&blue, "one")).await.unwrap(), 3);
-    assert_eq!(blue.once("m1", add(&blue, "one")).await.unwrap(), 2, "the answer it had then");
+    assert_eq!(blue.once("m1", add(&blue, "one")).await.0.unwrap(), 2);
+    assert_eq!(blue.once("m2", add(&blue, "one")).await.0.unwrap(), 3);
+    assert_eq!(blue.once("m1", add(&blue, "one")).await.0.unwrap(), 2, "the answer it had then");
     green.stand_by(true);
     green.died(epoch);
     owns(&green).await;
@@ -199,7 +199,7 @@ async fn what_a_request_wrote_is_answered_again_by_any_plane_and_written_once() 
         (first, green.read().get::<Note>(&"one".into()).unwrap().number, add(&green, "one").await.unwrap())
     };
     // The first of its writes was done by the plane that ended; the second was not.
-    assert_eq!(green.once("m2", two_steps).await, (3, 3, 4));
+    assert_eq!(green.once("m2", two_steps).await, ((3, 3, 4), false));
     assert_eq!(green.read().get::<Note>(&"one".into()).unwrap().number, 4);
     assert_eq!(green.read().revision(), 4);
 }
@@ -211,12 +211,12 @@ async fn a_plane_that_starts_late_does_not_do_twice_what_was_done_before_it_came
     blue.stand_by(true);
     owns(&blue).await;
     put(&blue, "one", 1).await.unwrap();
-    blue.once("m1", add(&blue, "one")).await.unwrap();
+    blue.once("m1", add(&blue, "one")).await.0.unwrap();
     blue.close();
     let green = plane(dir.path(), "green");
     green.stand_by(true);
     owns(&green).await;
-    let error = green.once("m1", add(&green, "one")).await.unwrap_err();
+    let error = green.once("m1", add(&green, "one")).await.0.unwrap_err();
     assert_eq!(error.kind(), Kind::Conflict);
     assert_eq!(green.read().get::<Note>(&"one".into()).unwrap().number, 2);
 }
