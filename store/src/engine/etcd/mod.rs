@@ -36,7 +36,7 @@ const PORT: &str = "2379";
 /// The cell of a URL that names none.
 const CELL: &str = "shisa";
 /// Images, and batches, that are read at once.
-const PAGE_IMAGES: i64 = 2_000;
+const PAGE_IMAGES: i64 = 1_000;
 const PAGE_BATCHES: i64 = 64;
 /// An append waits this long for images to be folded, where far too many wait.
 const ROOM_WAIT: Duration = Duration::from_millis(200);
