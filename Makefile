@@ -18,22 +18,37 @@ PROGRAMS := cc:gcc ld.lld:lld qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-u
   ssh:openssh-client ping:iputils-ping python3:python3 cpio:cpio zstd:zstd mke2fs:e2fsprogs unshare:util-linux \
   busybox:busybox iperf3:iperf3
 
-.PHONY: help deps cargo build up down guest clients test acceptance fabric-test fabric-test-broken gate bench bench-network \
-  bench-fabric bench-fabric-node conformance clean
+.PHONY: help deps deps-test cargo build up down guest clients test acceptance fabric-test fabric-test-broken gate bench \
+  bench-store bench-network bench-fabric bench-fabric-node conformance clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
+
+# Installs the packages in the array `missing`, if any.
+define install
+[ $${#missing[@]} = 0 ] && exit 0; \
+	[ "$$(id -u)" = 0 ] || { echo "make $@: missing packages, and only root installs them: $${missing[*]}" >&2; exit 1; }; \
+	echo "installing $${missing[*]}"; export DEBIAN_FRONTEND=noninteractive; \
+	apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null 2>&1 || \
+	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null; }
+endef
 
 deps: cargo ## installs the Debian packages that are missing, and no others
 	@missing=(); \
 	for p in $(PROGRAMS); do command -v "$${p%:*}" >/dev/null || missing+=("$${p#*:}"); done; \
 	[ -e /usr/include/stdio.h ] || missing+=(libc6-dev); \
 	python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv); \
-	[ $${#missing[@]} = 0 ] && exit 0; \
-	[ "$$(id -u)" = 0 ] || { echo "make deps: missing packages, and only root installs them: $${missing[*]}" >&2; exit 1; }; \
-	echo "installing $${missing[*]}"; export DEBIAN_FRONTEND=noninteractive; \
-	apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null 2>&1 || \
-	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null; }
+	$(install)
+
+# The tests start servers of their own: what the packages would start is not wanted.
+deps-test: deps ## what the tests need beyond that: the servers of the store's engines
+	@missing=(); command -v pg_createcluster >/dev/null || missing+=(postgresql-common); $(install)
+	@conf=/etc/postgresql-common/createcluster.conf; compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || \
+	  sed -i 's/^#* *create_main_cluster *=.*/create_main_cluster = false/' $$conf
+	@missing=(); compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql); \
+	etcd=$$(command -v etcd); [ -n "$$etcd" ] || missing+=(etcd-server); \
+	command -v etcdctl >/dev/null || missing+=(etcd-client); \
+	($(install)) && { [ -n "$$etcd" ] || systemctl disable -q --now etcd 2>/dev/null || true; }
 
 cargo:
 	@command -v cargo >/dev/null || { echo "make: there is no cargo: install Rust 1.95 or newer with rustup" >&2; exit 1; }
@@ -53,7 +68,7 @@ down: ## ends everything of the cloud, also after a crash; records stay (make do
 clients: deps ## makes .venv with the openstack client
 	conformance/clients
 
-test: deps guest clients ## every test that does not need hours
+test: deps deps-test guest clients ## every test that does not need hours
 	$(TEST) --workspace
 	$(MAKE) acceptance
 
@@ -85,6 +100,10 @@ gate: deps ## format, lints, tests: cheapest first
 
 bench: deps ## the figures beside their budgets
 	cargo build --release -p shisa && cargo bench -p bench --bench store --bench api
+
+ENGINES ?= sqlite postgres etcd
+bench-store: deps deps-test ## the store on each engine beside its budgets: make bench-store ENGINES='sqlite etcd'
+	cargo bench -p bench --bench store -- $(ENGINES)
 
 # PEER is a directory with openstack-up.sh and openstack-down.sh, which start and end a real OpenStack on loopback.
 bench-network: deps ## Networking beside a real neutron-server: make bench-network PEER=DIR (without: alone)

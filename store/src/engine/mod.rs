@@ -3,7 +3,10 @@
 //! An engine keeps the newest image of each record, the log, and the lease row: epoch, the owner's name and counter,
 //! and whether the owner has laid it down. Whoever only follows calls `images`, `sign` and `tail`, and changes nothing.
 
+pub mod etcd;
+pub mod postgres;
 pub mod sqlite;
+mod wire;
 
 use crate::lease::Sign;
 use crate::log::{Encoded, Entry, Revision};
@@ -126,15 +129,19 @@ pub trait Engine: Send {
     fn close(&mut self) {}
 }
 
-/// Opens the engine that a URL names: `sqlite:PATH`.
+/// Opens the engine that a URL names: `sqlite:PATH`, `postgres://USER@HOST:PORT/DATABASE`, `etcd://HOST:PORT,.../CELL`.
 ///
-/// Errors: `Invalid` where there is no such engine; what the engine says.
+/// Errors: `Invalid` where there is no such engine; what the engine says. None of them quotes a password.
 pub fn open(url: &str) -> Result<Box<dyn Engine>> {
     match url.split_once(':') {
         Some(("sqlite", path)) => {
             let path = path.strip_prefix("//").unwrap_or(path);
             Ok(Box::new(sqlite::Sqlite::open(Path::new(path))?))
         }
-        Some(_) | None => Err(Error::invalid(format!("{url} names no store: sqlite:PATH"))),
+        Some(("postgres" | "postgresql", _)) => Ok(Box::new(postgres::Postgres::open(url)?)),
+        Some(("etcd", _)) => Ok(Box::new(etcd::Etcd::open(url)?)),
+        Some(_) | None => Err(Error::invalid(
+            "There is no such store: it is sqlite:PATH, postgres://USER@HOST:PORT/DATABASE, or etcd://HOST:PORT,HOST:PORT/CELL.",
+        )),
     }
 }
