@@ -171,7 +171,7 @@ fn verify(directory: &Directory, url: &str, progress: &Progress) -> Result<()> {
     cell.close();
     let mut unknown = 0;
     for (kind, digest) in &raw {
-        let known = read.get(kind.as_str()).is_some();
+        let known = read.contains_key(kind.as_str());
         unknown += usize::from(!known);
         let note = if known { "" } else { "  (of a newer version)" };
         say(format_args!("{kind:<28} {:>9}  {:032x}{note}", digest.records, digest.sum));
