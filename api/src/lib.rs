@@ -17,6 +17,7 @@ pub mod reply;
 pub mod route;
 pub mod server;
 pub mod version;
+pub mod view;
 
 pub use call::{Call, Query};
 pub use fault::Faults;
@@ -26,6 +27,7 @@ pub use reply::Reply;
 pub use route::{Mounted, Route, Service, delete, get, head, patch, post, put};
 pub use server::{Api, Identity};
 pub use version::{Microversions, Version, v};
+pub use view::View;
 
 /// Bytes of a JSON body unless the route says otherwise.
 pub const BODY_MAX: usize = 1 << 20;

@@ -1,5 +1,6 @@
 //! An answer before it becomes HTTP.
 
+use crate::view::{self, View};
 use bytes::Bytes;
 use futures_util::Stream;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
@@ -91,6 +92,13 @@ impl Reply {
     /// 204.
     pub fn no_content() -> Reply {
         Reply::new(StatusCode::NO_CONTENT)
+    }
+
+    /// JSON whose fields are written straight into the body.
+    pub fn written(status: StatusCode, write: impl FnOnce(&mut View)) -> Reply {
+        let mut bytes = Vec::new();
+        view::object(&mut bytes, &[], write);
+        Reply::new(status).header("content-type", "application/json").body(bytes)
     }
 
     pub fn json(status: StatusCode, value: &impl Serialize) -> Reply {

@@ -101,7 +101,12 @@ impl<K: IdKind> fmt::Debug for Id<K> {
 
 impl<K: IdKind> Serialize for Id<K> {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(self)
+        let mut text = [0; 36];
+        match K::ZERO {
+            Some(word) if self.0.is_nil() => s.serialize_str(word),
+            _ if K::HEX => s.serialize_str(self.0.simple().encode_lower(&mut text)),
+            _ => s.serialize_str(self.0.hyphenated().encode_lower(&mut text)),
+        }
     }
 }
 
@@ -170,5 +175,17 @@ mod tests {
         let id: Id<Port> = Id::from_random(7);
         assert_eq!(id.to_string().len(), 36);
         assert_eq!(id.to_string().parse::<Id<Port>>().unwrap(), id);
+    }
+
+    #[test]
+    fn an_id_is_serialised_as_it_is_displayed() {
+        struct Port;
+        impl IdKind for Port {}
+        fn check<K: IdKind>(id: Id<K>) {
+            assert_eq!(serde_json::to_string(&id).unwrap(), format!("\"{id}\""));
+        }
+        check(Id::<Port>::from_random(7));
+        check(ProjectId::from_random(7));
+        check(DomainId::ZERO);
     }
 }

@@ -512,6 +512,34 @@ pub struct Report {
     pub ports: BTreeMap<Uuid, PortReport>,
     /// Guests and ports that are gone from the node.
     pub gone: BTreeSet<Uuid>,
+    /// When they were measured and are not what was told last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub costs: Option<KernelCosts>,
+}
+
+/// What calls of a node's kernel cost, in microseconds, each made and removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelCosts {
+    /// A pair of devices.
+    pub link_us: u64,
+    /// A batch of rules.
+    pub rules_us: u64,
+    /// A network namespace.
+    pub namespace_us: u64,
+}
+
+/// A cost has changed when it is this many times what it was, or that part of it.
+const COST_CHANGE: u64 = 2;
+
+impl KernelCosts {
+    /// Whether any cost is another than before. They are measured on a machine that has other work: most changes say
+    /// nothing.
+    pub fn differs(&self, before: &KernelCosts) -> bool {
+        let other = |a: u64, b: u64| a.max(b) >= a.min(b).max(1).saturating_mul(COST_CHANGE);
+        other(self.link_us, before.link_us)
+            || other(self.rules_us, before.rules_us)
+            || other(self.namespace_us, before.namespace_us)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -597,6 +625,16 @@ mod tests {
             ..Patch::default()
         }));
         assert_eq!(document.sections.keys().cloned().collect::<Vec<_>>(), [key(3)]);
+    }
+
+    #[test]
+    fn a_cost_differs_from_the_double_on() {
+        let of = |link_us| KernelCosts { link_us, rules_us: 0, namespace_us: 1 };
+        for (before, now, expect) in
+            [(100, 199, false), (100, 200, true), (200, 101, false), (200, 100, true)]
+        {
+            assert_eq!(of(now).differs(&of(before)), expect, "{before} {now}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use ::time::OffsetDateTime;
 use ::time::format_description::BorrowedFormatItem;
 use ::time::macros::format_description;
 use serde::{Deserialize, Serialize};
+use std::fmt::Write;
 
 /// Microseconds since 1970-01-01 00:00 UTC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -11,10 +12,13 @@ use serde::{Deserialize, Serialize};
 pub struct Timestamp(pub i64);
 
 const SECONDS: &[BorrowedFormatItem] = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]");
+#[cfg(test)]
 const MICROS: &[BorrowedFormatItem] =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]");
 const HTTP: &[BorrowedFormatItem] =
     format_description!("[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT");
+
+const DAY: i64 = 24 * 3_600;
 
 impl Timestamp {
     /// The wall clock. Verbs take `tx.now()` instead: this is for the edges of the process.
@@ -48,17 +52,44 @@ impl Timestamp {
 
     /// `2026-01-01T00:00:00Z` (Nova, Neutron, Glance).
     pub fn zulu(self) -> String {
-        self.render(SECONDS) + "Z"
+        self.seconds(*b"0000-00-00T00:00:00Z").unwrap_or_else(|| self.render(SECONDS) + "Z")
+    }
+
+    /// Year to second in place of the zeroes, for the years of four digits. By hand: each item of a list has two.
+    ///
+    /// Source: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
+    fn seconds(self, mut text: [u8; 20]) -> Option<String> {
+        let (days, clock) = (self.secs().div_euclid(DAY), self.secs().rem_euclid(DAY));
+        let since = days + 719_468;
+        let (era, of_era) = (since.div_euclid(146_097), since.rem_euclid(146_097));
+        let year = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+        let of_year = of_era - (365 * year + year / 4 - year / 100);
+        let march = (5 * of_year + 2) / 153;
+        let (day, month) =
+            (of_year - (153 * march + 2) / 5 + 1, if march < 10 { march + 3 } else { march - 9 });
+        let year = year + era * 400 + i64::from(month <= 2);
+        if !(0..=9_999).contains(&year) {
+            return None;
+        }
+        let parts = [year / 100, year % 100, month, day, clock / 3_600, clock / 60 % 60, clock % 60];
+        for (part, at) in parts.into_iter().zip([0, 2, 5, 8, 11, 14, 17]) {
+            text[at] = b'0' + (part / 10) as u8;
+            text[at + 1] = b'0' + (part % 10) as u8;
+        }
+        String::from_utf8(text.into()).ok()
     }
 
     /// `2026-01-01T00:00:00.000000` (Nova's launched_at and the like, Cinder).
     pub fn micros(self) -> String {
-        self.render(MICROS)
+        let mut text = self.zulu();
+        text.pop();
+        let _ = write!(text, ".{:06}", self.0.rem_euclid(1_000_000));
+        text
     }
 
     /// `2026-01-01T00:00:00.000000Z` (Keystone).
     pub fn micros_zulu(self) -> String {
-        self.render(MICROS) + "Z"
+        self.micros() + "Z"
     }
 
     /// `Thu, 01 Jan 2026 00:00:00 GMT` (HTTP headers).
@@ -98,6 +129,19 @@ mod tests {
         check("2026-01-02T05:04:05+02:00", Some("2026-01-02T03:04:05.000000Z"));
         check("2026-01-02", Some("2026-01-02T00:00:00.000000Z"));
         check("yesterday", None);
+    }
+
+    #[test]
+    fn zulu_is_what_the_library_writes() {
+        let day = 24 * 3600;
+        let dates =
+            (-720_000..3_000_000).step_by(97).map(|n| Timestamp(n * day * 1_000_000 + n * 7_919_001_003));
+        for at in dates.chain([Timestamp(i64::MIN), Timestamp(i64::MAX), Timestamp(-1)]) {
+            assert_eq!(at.zulu(), at.render(SECONDS) + "Z", "{}", at.0);
+            if !at.zulu().starts_with("9999-12-31T23:59:59") {
+                assert_eq!(at.micros(), at.render(MICROS), "{}", at.0);
+            }
+        }
     }
 
     #[test]

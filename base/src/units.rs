@@ -55,7 +55,13 @@ impl FromStr for Mac {
 
 impl Serialize for Mac {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(self)
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut text = *b"00:00:00:00:00:00";
+        for (octet, at) in self.0.iter().zip((0..).step_by(3)) {
+            text[at] = DIGITS[usize::from(octet >> 4)];
+            text[at + 1] = DIGITS[usize::from(octet & 15)];
+        }
+        s.serialize_str(std::str::from_utf8(&text).expect("digits and colons"))
     }
 }
 
@@ -81,6 +87,12 @@ mod tests {
         check("fa:16:3e:00:00", None);
         check("fa:16:3e:00:00:01:02", None);
         check("fa:16:3e:00:00:+1", None);
+    }
+
+    #[test]
+    fn a_mac_is_serialised_as_it_is_displayed() {
+        let mac = Mac([0xfa, 0x16, 0x3e, 0x09, 0xa0, 0xff]);
+        assert_eq!(serde_json::to_string(&mac).unwrap(), format!("\"{mac}\""));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Words and links as Nova's clients write and read them.
 
 use api::Call;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -76,18 +76,34 @@ impl<'de> Deserialize<'de> for Count {
 }
 
 /// The links of a resource: with the version and without.
-pub fn links(call: &Call, collection: &str, id: &str) -> Value {
-    json!([
-        {"rel": "self", "href": format!("{}/v2.1/{collection}/{id}", call.base)},
-        {"rel": "bookmark", "href": format!("{}/{collection}/{id}", call.base)},
-    ])
+pub fn links(call: &Call, collection: &str, id: &str) -> [Link; 2] {
+    [
+        Link { rel: "self", href: format!("{}/v2.1/{collection}/{id}", call.base) },
+        bookmark(call, collection, id),
+    ]
+}
+
+/// The link without the version.
+pub fn bookmark(call: &Call, collection: &str, id: &str) -> Link {
+    Link { rel: "bookmark", href: format!("{}/{collection}/{id}", call.base) }
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Link {
+    rel: &'static str,
+    href: String,
 }
 
 /// Adds the link to the next page, when there is one after `last`.
 pub fn page_links(call: &Call, body: &mut Value, key: &str, last: Option<&str>) {
-    if let Some(last) = last {
-        body[key] = json!([{"rel": "next", "href": api::page::next(call, last)}]);
+    if let Some(links) = next_link(call, last) {
+        body[key] = json!(links);
     }
+}
+
+/// The link to the page after `last`.
+pub fn next_link(call: &Call, last: Option<&str>) -> Option<[Link; 1]> {
+    last.map(|last| [Link { rel: "next", href: api::page::next(call, last) }])
 }
 
 /// What a guest is called: the server's name as a host name. Source: nova's `sanitize_hostname`.

@@ -32,7 +32,7 @@ pub use respond::metadata::{Listener, Listeners};
 pub use respond::{Post, Responder, Servers};
 pub use state::Place;
 
-use base::node::{Document, PortReport, SectionKey};
+use base::node::{Document, KernelCosts, PortReport, SectionKey};
 use base::{Error, Result};
 use claims::Claims;
 use kernel::{Kernel, nft, tap, uplink};
@@ -249,6 +249,11 @@ impl Fabric {
     /// Those of them that failed, and why.
     pub fn last_failures(&self) -> &[(Place, String)] {
         &self.done.failures
+    }
+
+    /// What the kernel's calls cost on this node. Touches nothing of the cloud's and nothing of the host's.
+    pub async fn costs() -> Result<KernelCosts> {
+        blocking(kernel::probe::costs).await
     }
 
     /// Removes everything of this cloud from the node, also what a crash left behind, and nothing else.

@@ -65,6 +65,29 @@ fn two_subnets_meet_on_the_sending_node_and_no_third_sees_them() {
 }
 
 #[test]
+fn a_packet_passes_two_routers_on_the_sending_node() {
+    run_hosts(2, async |c| {
+        let nets = [1, 2, 3].map(|n| c.network(n, &format!("10.76.{n}.0/24")));
+        let a = c.port(0, 1, nets[0], "10.76.1.5", &open());
+        let b = c.port(1, 2, nets[2], "10.76.3.5", &open());
+        let to = |net: &str, via: &str| (net.parse().unwrap(), address(via));
+        let mut first = router(1, &[(nets[0], "10.76.1.1/24"), (nets[1], "10.76.2.1/24")]);
+        let mut second = router(2, &[(nets[1], "10.76.2.2/24"), (nets[2], "10.76.3.1/24")]);
+        first.routes = vec![to("10.76.3.0/24", "10.76.2.2")];
+        second.routes = vec![to("10.76.1.0/24", "10.76.2.1")];
+        c.put(Section::Router(first));
+        c.put(Section::Router(second));
+        c.sync().await;
+        let (a, b) = (c.guest(0, &a), c.guest(1, &b));
+        a.route("default", "10.76.1.1");
+        b.route("default", "10.76.3.1");
+        assert!(a.pings("10.76.3.5") && b.pings("10.76.1.5"));
+        b.serve(7);
+        assert!(a.connects("10.76.3.5", 7));
+    });
+}
+
+#[test]
 fn ipv6_meets_between_hosts_in_a_network_and_by_a_router() {
     run_hosts(3, async |c| {
         let (one, two) = (c.network(1, "fd00:73:1::/64"), c.network(2, "fd00:73:2::/64"));

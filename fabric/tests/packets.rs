@@ -25,6 +25,21 @@ fn neighbours_on_one_subnet_ping_and_a_restart_takes_no_step() {
     });
 }
 
+#[test]
+fn what_calls_cost_is_measured_and_leaves_nothing() {
+    run(async |w| {
+        w.sync().await;
+        let links = || sh(&["ip", "-o", "link"]).lines().count();
+        let before = links();
+        let costs = fabric::Fabric::costs().await.unwrap();
+        assert!(costs.link_us > 0 && costs.rules_us > 0 && costs.namespace_us > 0, "{costs:?}");
+        assert_eq!(links(), before);
+        assert!(!sh(&["nft", "list", "tables"]).contains("probe"));
+        w.sync().await;
+        assert_eq!(w.fabric().last_steps(), [""; 0]);
+    });
+}
+
 fn tcp(port: u16, remote: Remote) -> Rule {
     rule(Direction::Ingress, false, Some(6), Some((port, port)), remote)
 }

@@ -6,15 +6,17 @@
 //! A node is in the plane's process, or on another machine: then it joins by a token (`join`), is known by a
 //! certificate of the cell's own `authority`, and asks over HTTPS (`listener`, `plane`).
 //!
-//! Limits: `HEARD_MAX` without a word and a node counts as down.
+//! Limits: `HEARD_MAX` without a word and a node counts as down; for those that others need at once see `heard`.
 //!
 //! Several planes stand over one cell: the `door` carries clients to the one that is active.
 //!
 //! Deliberately absent so far: fencing.
 
 pub mod authority;
+pub mod cost;
 pub mod document;
 pub mod door;
+mod heard;
 pub mod join;
 mod listener;
 pub mod node;
@@ -33,9 +35,10 @@ use base::join::{Answer, Ask, Question};
 use base::node::{Document, Generation, Hello, Patch, Report, SectionKey};
 use base::{Error, Result};
 use document::Documents;
+use heard::Heard;
 use question::Questions;
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use store::{Cause, Cell, Schema, State, Tx};
 use uuid::Uuid;
@@ -66,17 +69,15 @@ struct Inner {
     documents: Documents,
     sinks: Vec<Sink>,
     questions: Questions,
-    heard: Mutex<HashMap<String, Instant>>,
-    /// When this process began to hear nodes.
-    started: Mutex<Instant>,
+    heard: Mutex<Heard>,
 }
 
 impl Fleet {
     /// `sources` render sections; `sinks` take reports.
     pub fn new(cell: Cell, sources: Vec<Source>, sinks: Vec<Sink>) -> Fleet {
         let documents = Documents::new(cell.clone(), sources);
-        let (questions, heard) = (Questions::default(), Mutex::default());
-        let inner = Inner { cell, documents, sinks, questions, heard, started: Mutex::new(Instant::now()) };
+        let (questions, heard) = (Questions::default(), Mutex::new(Heard::new(Instant::now())));
+        let inner = Inner { cell, documents, sinks, questions, heard };
         Fleet { inner: Arc::new(inner) }
     }
 
@@ -98,7 +99,7 @@ impl Fleet {
 
     /// What changed for a node since `after`; waits at most `wait` for something to change.
     pub async fn document(&self, node: &str, after: Generation, wait: Duration) -> Result<Patch> {
-        self.heard(node);
+        let wait = self.asked(node, wait);
         Ok(self.inner.documents.after(node, after, wait).await)
     }
 
@@ -110,11 +111,21 @@ impl Fleet {
         let (name, inner) = (node.to_string(), self.inner.clone());
         let (sinks, report) = (inner.sinks.clone(), Arc::new(report));
         let write = self.inner.cell.write(Cause::step("report"), move |tx| {
-            tx.one(&node::BY_NAME, name.as_str())
-                .ok_or_else(|| Error::conflict(format!("The node {name} is not known.")))?;
-            sinks.iter().try_for_each(|sink| sink(tx, &name, &report))
+            let known = tx.one(&node::BY_NAME, name.as_str()).map(|node| node.id);
+            let id = known.ok_or_else(|| Error::conflict(format!("The node {name} is not known.")))?;
+            sinks.iter().try_for_each(|sink| sink(tx, &name, &report))?;
+            report.costs.map_or(Ok(false), |costs| node::measured(tx, &id, costs))
         });
-        write.await
+        if write.await? {
+            self.say_slow(node);
+        }
+        Ok(())
+    }
+
+    /// Says what a node is slow at.
+    fn say_slow(&self, node: &str) {
+        let slow = cost::slow(&self.inner.cell.read()).remove(node);
+        slow.into_iter().flatten().for_each(|slow| tracing::warn!("node {node}: {slow}"));
     }
 
     /// Whether a section is in a node's document.
@@ -134,7 +145,7 @@ impl Fleet {
 
     /// What a node is asked, when it is, or nothing after `wait`.
     pub(crate) async fn questions(&self, node: &str, wait: Duration) -> Vec<Question> {
-        self.heard(node);
+        let wait = self.asked(node, wait);
         self.inner.questions.of(node, wait).await
     }
 
@@ -144,25 +155,41 @@ impl Fleet {
 
     /// This process owns the cell now: nodes that were heard by another count as heard now.
     pub fn took_over(&self) {
-        self.inner.heard.lock().expect("no holder panics").clear();
-        *self.inner.started.lock().expect("no holder panics") = Instant::now();
+        *self.memory() = Heard::new(Instant::now());
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Heard> {
+        self.inner.heard.lock().expect("no holder panics")
     }
 
     fn heard(&self, node: &str) {
-        self.inner.heard.lock().expect("no holder panics").insert(node.into(), Instant::now());
+        self.memory().hear(node, Instant::now());
+    }
+
+    /// A node asks; returns how long it may wait for the answer.
+    fn asked(&self, node: &str, wait: Duration) -> Duration {
+        let mut heard = self.memory();
+        heard.hear(node, Instant::now());
+        heard.wait(node, wait)
     }
 
     /// Whether a node was heard lately. After a start every node counts as heard then that was not silent before.
     pub fn alive(&self, name: &str) -> bool {
-        let heard = self.inner.heard.lock().expect("no holder panics").get(name).copied();
         let was_silent = || node::named(&self.inner.cell.read(), name).is_some_and(|n| n.silent);
-        match heard {
-            Some(at) => at.elapsed() < HEARD_MAX,
-            None => {
-                let started = *self.inner.started.lock().expect("no holder panics");
-                started.elapsed() < HEARD_MAX && !was_silent()
-            }
-        }
+        self.memory().alive(name, Instant::now(), was_silent)
+    }
+
+    /// Watches these nodes closely, and no others; those of them that are lost. To be asked every second: a longer
+    /// silence of the asker is taken for the plane's own.
+    pub fn lost_of(&self, names: &BTreeSet<String>) -> BTreeSet<String> {
+        let now = Instant::now();
+        let mut heard = self.memory();
+        heard.tick(names, now);
+        let missed = names.iter().filter(|name| heard.missed(name, now)).cloned();
+        let mut lost: BTreeSet<String> = missed.collect();
+        drop(heard);
+        lost.extend(names.iter().filter(|name| !self.alive(name)).cloned());
+        lost
     }
 
     pub fn cell(&self) -> &Cell {

@@ -1,6 +1,6 @@
 //! The record of a node: what it said of itself, and what an operator said of it.
 
-use base::node::Hello;
+use base::node::{Hello, KernelCosts};
 use base::{Error, Id, IdKind, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -25,6 +25,9 @@ pub struct Node {
     /// It was not heard for `HEARD_MAX`: no new servers come here until it is (`silent_nodes_closed`).
     #[serde(default)]
     pub silent: bool,
+    /// What its kernel's calls cost.
+    #[serde(default)]
+    pub costs: Option<KernelCosts>,
     pub created: Timestamp,
     pub updated: Timestamp,
 }
@@ -88,10 +91,21 @@ pub(crate) fn join(tx: &mut Tx, hello: &Hello) -> Result<()> {
         disabled_reason: None,
         forced_down: false,
         silent: false,
+        costs: None,
         created: tx.now(),
         updated: tx.now(),
     })?;
     Ok(())
+}
+
+/// Takes what a node measured; false: it is what is known already.
+pub(crate) fn measured(tx: &mut Tx, id: &NodeId, costs: KernelCosts) -> Result<bool> {
+    let known = tx.get::<Node>(id).and_then(|node| node.costs);
+    if known.is_some_and(|known| !costs.differs(&known)) {
+        return Ok(false);
+    }
+    tx.update::<Node>(id, |node| node.costs = Some(costs))?;
+    Ok(true)
 }
 
 /// Forgets a node, and with it the key that lets it speak here. What was on it is the caller's.

@@ -9,11 +9,11 @@ use crate::attr::{Meta, input, missing, read_only};
 use crate::rbac::{self, Kind, Shared};
 use crate::resource::{self, Resource, Wanted};
 use crate::security_group::{BY_ADDRESS_GROUP, SecurityGroupRule};
-use api::{Call, Reply};
+use api::{Call, Reply, View};
 use base::{Context, Error, Id, IdKind, ProjectId, Result};
+use http::StatusCode;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -72,11 +72,10 @@ impl Resource for AddressGroup {
         cx.sees(self.meta.project) || rbac::shared(state, self.id, cx)
     }
 
-    fn view(&self, state: &State, cx: &Context) -> Map<String, Value> {
-        let mut view = self.meta.view(&self.id.to_string());
-        view.insert("addresses".into(), json!(self.addresses));
-        view.insert("shared".into(), json!(rbac::shared(state, self.id, cx)));
-        view
+    fn view(&self, state: &State, cx: &Context, view: &mut View) {
+        self.meta.view(self.id, view);
+        view.put("addresses", &self.addresses);
+        view.put("shared", &rbac::shared(state, self.id, cx));
     }
 
     fn create(
@@ -160,15 +159,15 @@ async fn change(
     let body: Body = call.json()?;
     let addresses = parse(&body.addresses.ok_or_else(|| missing("addresses"))?)?;
     let (id, cx) = (resource::id_of::<AddressGroup>(&call)?, call.cx.clone());
-    let view = call
+    let changed = call
         .write(&app.cell, move |tx| {
             let mut group = AddressGroup::clone(&*resource::own::<AddressGroup>(tx, &cx, id)?);
             change(&mut group, addresses.clone())?;
             group.meta.touch(tx);
-            Ok(tx.put(group)?.view(tx, &cx))
+            Ok(tx.put(group)?)
         })
         .await?;
-    Ok(Reply::ok(&json!({"address_group": view})))
+    Ok(resource::answer_one(&app, &call, StatusCode::OK, &*changed))
 }
 
 /// PUT /address-groups/{id}/add_addresses

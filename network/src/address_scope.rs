@@ -7,10 +7,9 @@ use crate::attr::{self, Flag, Meta, Whole, missing, read_only};
 use crate::rbac::{self, Action, Kind, Shared};
 use crate::resource::{Resource, Wanted};
 use crate::subnet_pool;
-use api::{Call, Target};
+use api::{Call, Target, View};
 use base::{Context, Error, Id, IdKind, ProjectId, Result};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use store::{Index, Record, State, Tx};
 
@@ -60,12 +59,11 @@ impl Resource for AddressScope {
         cx.sees(self.meta.project) || rbac::shared(state, self.id, cx)
     }
 
-    fn view(&self, state: &State, cx: &Context) -> Map<String, Value> {
-        let mut view = self.meta.owned(&self.id.to_string());
-        view.insert("name".into(), json!(self.meta.name));
-        view.insert("shared".into(), json!(rbac::shared(state, self.id, cx)));
-        view.insert("ip_version".into(), json!(if self.v6 { 6 } else { 4 }));
-        view
+    fn view(&self, state: &State, cx: &Context, view: &mut View) {
+        self.meta.owned(self.id, view);
+        view.put("name", &self.meta.name);
+        view.put("shared", &rbac::shared(state, self.id, cx));
+        view.put("ip_version", &if self.v6 { 6 } else { 4 });
     }
 
     fn guard(call: &Call, body: &Body, verb: &str) -> Result<()> {

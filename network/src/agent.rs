@@ -12,6 +12,7 @@ use crate::resource;
 use api::{Call, Reply};
 use base::{Error, Id, IdKind, Result};
 use fleet::Node;
+use fleet::cost::{self, Slow};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use store::{Index, Record, State, Tx};
@@ -75,7 +76,7 @@ fn time(at: base::Timestamp) -> String {
     at.zulu().replace('T', " ").trim_end_matches('Z').to_string()
 }
 
-fn view(app: &App, state: &State, node: &Node, kind: &Kind) -> Map<String, Value> {
+fn view(app: &App, state: &State, node: &Node, kind: &Kind, slow: &[Slow]) -> Map<String, Value> {
     let id = id(node, kind);
     let written = state.get::<Agent>(&id);
     let alive = !node.forced_down && app.fleet.alive(&node.hello.name);
@@ -85,18 +86,30 @@ fn view(app: &App, state: &State, node: &Node, kind: &Kind) -> Map<String, Value
         "description": written.map(|w| w.description.as_str()).filter(|d| !d.is_empty()),
         "created_at": time(node.created), "started_at": time(node.updated),
         "heartbeat_timestamp": time(node.updated), "resources_synced": null,
-        "configurations": {"machine": node.hello.machine, "tunnel_types": ["vxlan"],
-            "tunneling_ip": node.hello.address},
+        "configurations": configurations(node, slow),
     });
     let Value::Object(map) = shown else { unreachable!("json! of braces is an object") };
     map
+}
+
+fn configurations(node: &Node, slow: &[Slow]) -> Value {
+    let mut shown = json!({
+        "machine": node.hello.machine, "tunnel_types": ["vxlan"], "tunneling_ip": node.hello.address,
+    });
+    if let Some(costs) = node.costs {
+        shown["kernel_costs"] = json!(costs);
+        shown["kernel_slow"] = slow.iter().map(|slow| slow.to_string()).collect();
+    }
+    shown
 }
 
 /// GET /agents: who is no administrator sees none.
 pub async fn list(app: App, call: Call) -> Result<Reply> {
     let state = app.cell.read();
     let nodes = state.all::<Node>().filter(|_| call.cx.everywhere);
-    let views = nodes.flat_map(|node| KINDS.iter().map(|kind| view(&app, &state, node, kind)));
+    let slow = cost::slow(&state);
+    let of = |node: &Node| slow.get(&node.hello.name).map_or(&[][..], Vec::as_slice);
+    let views = nodes.flat_map(|node| KINDS.iter().map(|kind| view(&app, &state, node, kind, of(node))));
     resource::answer(&call, "agents", views.collect())
 }
 
@@ -106,7 +119,8 @@ pub async fn show(app: App, call: Call) -> Result<Reply> {
     let text = call.param("id");
     let found = text.parse().ok().filter(|_| call.cx.everywhere).and_then(|id| find(&state, id));
     let (node, kind) = found.ok_or_else(|| not_found(text))?;
-    let mut view = view(&app, &state, node, kind);
+    let slow = cost::slow(&state).remove(&node.hello.name).unwrap_or_default();
+    let mut view = view(&app, &state, node, kind, &slow);
     resource::select(&call, &mut view);
     Ok(Reply::ok(&json!({"agent": view})))
 }

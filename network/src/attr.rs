@@ -1,8 +1,9 @@
 //! What every network resource has, and how Neutron's clients write values.
 
-use base::{Error, ProjectId, Timestamp};
+use api::View;
+use base::{Error, Id, IdKind, ProjectId, Timestamp};
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 use std::collections::BTreeSet;
 use store::Tx;
 
@@ -49,22 +50,36 @@ impl Meta {
     }
 
     /// The shared attributes as they are answered.
-    pub fn view(&self, id: &str) -> Map<String, Value> {
-        let mut view = self.owned(id);
-        let shown = json!({
-            "name": self.name, "description": self.description, "created_at": self.created.zulu(),
-            "updated_at": self.updated.zulu(), "revision_number": self.revision, "tags": self.tags,
-        });
-        view.extend(shown.as_object().cloned().unwrap_or_default());
-        view
+    pub fn view<K: IdKind>(&self, id: Id<K>, view: &mut View) {
+        view.put("name", &self.name);
+        view.put("tags", &self.tags);
+        self.unnamed(id, view);
+    }
+
+    /// Of resources without name and tags.
+    pub fn unnamed<K: IdKind>(&self, id: Id<K>, view: &mut View) {
+        self.owned(id, view);
+        view.put("description", &self.description);
+        view.put("created_at", &self.created.zulu());
+        view.put("updated_at", &self.updated.zulu());
+        view.put("revision_number", &self.revision);
     }
 
     /// Id and owner alone: of resources that Neutron gives no times and revisions.
-    pub fn owned(&self, id: &str) -> Map<String, Value> {
-        let project = if self.project == ProjectId::ZERO { String::new() } else { self.project.to_string() };
-        let shown = json!({"id": id, "project_id": project, "tenant_id": project});
-        let Value::Object(map) = shown else { unreachable!("json! of braces is an object") };
-        map
+    pub fn owned<K: IdKind>(&self, id: Id<K>, view: &mut View) {
+        view.put("id", &id);
+        self.owner(view);
+    }
+
+    pub fn owner(&self, view: &mut View) {
+        let project = self.shown_project();
+        view.put("project_id", &project);
+        view.put("tenant_id", &project);
+    }
+
+    /// Nobody's is shown as empty.
+    pub fn shown_project(&self) -> String {
+        if self.project == ProjectId::ZERO { String::new() } else { self.project.to_string() }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::App;
 use crate::attr::{Flag, Meta, input};
 use crate::resource::{self, Resource, Wanted};
 use crate::security_group::{self, Remote, SecurityGroup, SecurityGroupRule};
-use api::{Call, Reply};
+use api::{Call, Reply, view};
 use base::node::Direction;
 use base::{Context, Error, Id, IdKind, ProjectId, Result, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -93,7 +93,7 @@ pub fn fill(tx: &mut Tx, group: &SecurityGroup, is_default: bool) -> Result<()> 
 }
 
 fn view(state: &State, cx: &Context, template: &DefaultRule) -> Map<String, Value> {
-    let mut view = template.rule.view(state, cx);
+    let mut view = view::value(|view| template.rule.view(state, cx, view));
     let unknown = [
         "project_id",
         "tenant_id",

@@ -8,11 +8,10 @@ use crate::resource::{self, Resource, Wanted};
 use crate::router::{self, Router};
 use crate::subnet::{self, Subnet};
 use crate::{App, FLOATING_IP};
-use api::{Call, Reply, Target};
+use api::{Call, Reply, Target, View, view};
 use base::{Context, Error, Id, IdKind, ProjectId, Result};
 use identity::limit;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
 use std::net::IpAddr;
 use std::sync::Arc;
 use store::{Index, IndexPart, Record, State, Tx};
@@ -101,27 +100,27 @@ impl Resource for FloatingIp {
         &self.meta
     }
 
-    fn view(&self, state: &State, _: &Context) -> Map<String, Value> {
-        let mut view = self.meta.view(&self.id.to_string());
-        view.remove("name");
+    fn view(&self, state: &State, _: &Context, view: &mut View) {
+        self.meta.unnamed(self.id, view);
+        view.put("tags", &self.meta.tags);
         let at = self.association.as_ref();
-        let details = at.and_then(|a| state.get::<Port>(&a.port)).map(|p| {
-            json!({
-                "name": p.meta.name, "network_id": p.network, "mac_address": p.mac, "admin_state_up": p.admin_up,
-                "status": p.status(), "device_id": p.device, "device_owner": p.owner,
-            })
-        });
         let mut forwards = state.by(&port_forwarding::BY_FLOATING, self.id).peekable();
         let router = at.map(|a| a.router).or_else(|| forwards.peek().map(|f| f.router));
-        let forwardings: Vec<_> = forwards.map(|f| port_forwarding::summary(f)).collect();
-        let shown = json!({
-            "floating_network_id": self.network, "floating_ip_address": self.address,
-            "fixed_ip_address": at.map(|a| a.fixed), "port_id": at.map(|a| a.port), "router_id": router,
-            "status": if router.is_some() { "ACTIVE" } else { "DOWN" }, "port_details": details, "port_forwardings": forwardings,
-            "dns_domain": "", "dns_name": "", "qos_policy_id": null, "qos_network_policy_id": null,
-        });
-        view.extend(shown.as_object().cloned().unwrap_or_default());
-        view
+        view.put("floating_network_id", &self.network);
+        view.put("floating_ip_address", &self.address);
+        view.put("fixed_ip_address", &at.map(|a| a.fixed));
+        view.put("port_id", &at.map(|a| a.port));
+        view.put("router_id", &router);
+        view.put("status", &if router.is_some() { "ACTIVE" } else { "DOWN" });
+        match at.and_then(|a| state.get::<Port>(&a.port)) {
+            Some(port) => view.object("port_details", |view| details(port, view)),
+            None => view.put("port_details", &()),
+        }
+        view.objects("port_forwardings", forwards, |f, view| port_forwarding::summary(f, view));
+        view.put("dns_domain", &"");
+        view.put("dns_name", &"");
+        view.put("qos_policy_id", &());
+        view.put("qos_network_policy_id", &());
     }
 
     fn guard(call: &Call, body: &Body, verb: &str) -> Result<()> {
@@ -319,22 +318,31 @@ pub fn delete_idle(tx: &mut Tx, network: Id<Network>) {
     }
 }
 
+/// What its owner sees of the port that a floating IP leads to.
+fn details(port: &Port, view: &mut View) {
+    view.put("name", &port.meta.name);
+    view.put("network_id", &port.network);
+    view.put("mac_address", &port.mac);
+    view.put("admin_state_up", &port.admin_up);
+    view.put("status", port.status());
+    view.put("device_id", &port.device);
+    view.put("device_owner", &port.owner);
+}
+
 /// GET /floatingip_pools: the subnets of external networks.
 pub async fn pools(app: App, call: Call) -> Result<Reply> {
     let state = app.cell.read();
     let external = state.all::<Network>().filter(|n| n.is_external(&state) && n.visible(&state, &call.cx));
     let subnets = external.flat_map(|n| state.by(&subnet::BY_NETWORK, n.id).map(move |s| (n, s)));
-    let view = |(network, subnet): (&Arc<Network>, &Arc<Subnet>)| {
-        let mut view = network.meta.owned("");
-        view.remove("id");
-        view.insert("cidr".into(), json!(subnet.cidr));
-        view.insert("subnet_id".into(), json!(subnet.id));
-        view.insert("subnet_name".into(), json!(subnet.meta.name));
-        view.insert("network_id".into(), json!(network.id));
-        view
+    let show = |(network, subnet): (&Arc<Network>, &Arc<Subnet>), view: &mut View| {
+        network.meta.owner(view);
+        view.put("cidr", &subnet.cidr);
+        view.put("subnet_id", &subnet.id);
+        view.put("subnet_name", &subnet.meta.name);
+        view.put("network_id", &network.id);
     };
     let v4 = subnets.filter(|(_, s)| s.cidr.addr().is_ipv4());
-    resource::answer(&call, "floatingip_pools", v4.map(view).collect())
+    resource::answer(&call, "floatingip_pools", v4.map(|at| view::value(|v| show(at, v))).collect())
 }
 
 /// The floating IPs that go through a router.

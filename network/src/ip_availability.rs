@@ -6,7 +6,7 @@ use crate::network::Network;
 use crate::port;
 use crate::resource::{self, Resource};
 use crate::subnet::{self, Subnet};
-use api::{Call, Reply};
+use api::{Call, Reply, view};
 use base::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
@@ -47,8 +47,7 @@ fn view(state: &State, network: &Network, version: Option<&str>) -> Map<String, 
             "ip_version": if family == "4" { 4 } else { 6 }, "total_ips": number(size), "used_ips": mine,
         }));
     }
-    let mut view = network.meta.owned("");
-    view.remove("id");
+    let mut view = view::value(|view| network.meta.owner(view));
     let shown = json!({
         "network_id": network.id, "network_name": network.meta.name, "subnet_ip_availability": subnets,
         "total_ips": number(all), "used_ips": taken,

@@ -20,6 +20,7 @@ pub mod port;
 pub mod port_forwarding;
 mod quota;
 pub mod rbac;
+mod reach;
 pub mod resource;
 pub mod router;
 pub mod rules;

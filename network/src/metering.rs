@@ -4,11 +4,11 @@
 
 use crate::attr::{Flag, Meta, input, missing};
 use crate::resource::{self, Resource, Wanted};
+use api::View;
 use base::node::Direction;
 use base::{Context, Error, Id, IdKind, Kind, ProjectId, Result};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
 use std::net::IpAddr;
 use std::sync::Arc;
 use store::{Index, IndexPart, Record, State, Tx};
@@ -83,12 +83,11 @@ impl Resource for MeteringLabel {
         &self.meta
     }
 
-    fn view(&self, _: &State, _: &Context) -> Map<String, Value> {
-        let mut view = self.meta.owned(&self.id.to_string());
-        view.insert("name".into(), json!(self.meta.name));
-        view.insert("description".into(), json!(self.meta.description));
-        view.insert("shared".into(), json!(self.shared));
-        view
+    fn view(&self, _: &State, _: &Context, view: &mut View) {
+        self.meta.owned(self.id, view);
+        view.put("name", &self.meta.name);
+        view.put("description", &self.meta.description);
+        view.put("shared", &self.shared);
     }
 
     fn create(
@@ -146,15 +145,14 @@ impl Resource for MeteringLabelRule {
         &self.meta
     }
 
-    fn view(&self, _: &State, _: &Context) -> Map<String, Value> {
-        let mut view = self.meta.owned(&self.id.to_string());
-        let shown = json!({
-            "metering_label_id": self.label, "direction": self.direction, "excluded": self.excluded,
-            "remote_ip_prefix": self.remote, "source_ip_prefix": self.source,
-            "destination_ip_prefix": self.destination,
-        });
-        view.extend(shown.as_object().cloned().unwrap_or_default());
-        view
+    fn view(&self, _: &State, _: &Context, view: &mut View) {
+        self.meta.owned(self.id, view);
+        view.put("metering_label_id", &self.label);
+        view.put("direction", &self.direction);
+        view.put("excluded", &self.excluded);
+        view.put("remote_ip_prefix", &self.remote);
+        view.put("source_ip_prefix", &self.source);
+        view.put("destination_ip_prefix", &self.destination);
     }
 
     fn create(

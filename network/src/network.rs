@@ -9,12 +9,11 @@ use crate::subnet::BY_NETWORK;
 use crate::subnet::{self, Subnet};
 use crate::subnet_pool::SubnetPool;
 use crate::{NETWORK, floating_ip, zone};
-use api::{Call, Target};
+use api::{Call, Target, View, view};
 use base::{Context, Error, Id, IdKind, ProjectId, Result};
 use fleet::Node;
 use identity::limit;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use store::{Index, IndexPart, Record, State, Tx};
 
@@ -128,26 +127,29 @@ impl Resource for Network {
             || rbac::allows(state, self.id, Action::AccessAsExternal, cx.project())
     }
 
-    fn view(&self, state: &State, cx: &Context) -> Map<String, Value> {
-        let mut view = self.meta.view(&self.id.to_string());
-        let subnets: Vec<_> =
-            state.by(&BY_NETWORK, self.id).filter(|s| s.visible(state, cx)).map(|s| s.id).collect();
-        let shown = json!({
-            "admin_state_up": self.admin_up, "status": if self.admin_up { "ACTIVE" } else { "DOWN" },
-            "subnets": subnets, "shared": rbac::shared(state, self.id, cx), "router:external": self.is_external(state), "mtu": self.mtu,
-            "port_security_enabled": self.port_security, "availability_zone_hints": self.zone_hints,
-            "availability_zones": zone::names(state), "ipv4_address_scope": scope(state, self, false),
-            "ipv6_address_scope": scope(state, self, true),
-            "dns_domain": self.dns_domain, "is_default": self.default, "l2_adjacency": true,
-        });
-        view.extend(shown.as_object().cloned().unwrap_or_default());
+    fn view(&self, state: &State, cx: &Context, view: &mut View) {
+        self.meta.view(self.id, view);
+        let subnets = || state.by(&BY_NETWORK, self.id).filter(|s| s.visible(state, cx)).map(|s| s.id);
+        view.put("admin_state_up", &self.admin_up);
+        view.put("status", &if self.admin_up { "ACTIVE" } else { "DOWN" });
+        view.put("subnets", &view::List(subnets));
+        view.put("shared", &rbac::shared(state, self.id, cx));
+        view.put("router:external", &self.is_external(state));
+        view.put("mtu", &self.mtu);
+        view.put("port_security_enabled", &self.port_security);
+        view.put("availability_zone_hints", &self.zone_hints);
+        view.put("availability_zones", &zone::names(state));
+        view.put("ipv4_address_scope", &scope(state, self, false));
+        view.put("ipv6_address_scope", &scope(state, self, true));
+        view.put("dns_domain", &self.dns_domain);
+        view.put("is_default", &self.default);
+        view.put("l2_adjacency", &true);
         if cx.everywhere {
             let flat = self.physical.is_some();
-            view.insert("provider:network_type".into(), json!(if flat { "flat" } else { "vxlan" }));
-            view.insert("provider:physical_network".into(), json!(self.physical));
-            view.insert("provider:segmentation_id".into(), if flat { Value::Null } else { json!(self.vni) });
+            view.put("provider:network_type", &if flat { "flat" } else { "vxlan" });
+            view.put("provider:physical_network", &self.physical);
+            view.put("provider:segmentation_id", &(!flat).then_some(self.vni));
         }
-        view
     }
 
     fn guard(call: &Call, body: &Body, verb: &str) -> Result<()> {

@@ -10,7 +10,7 @@ use crate::floating_ip::{self, FloatingIp};
 use crate::port::{self, Port};
 use crate::resource::{self, Resource, Wanted};
 use crate::router::{self, Router};
-use api::{Call, Reply};
+use api::{Call, Reply, View};
 use base::{Context, Error, Id, IdKind, ProjectId, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -86,17 +86,16 @@ fn bad(why: impl std::fmt::Display) -> Error {
 }
 
 /// As the forwardings of a floating IP are shown with it.
-pub fn summary(forwarding: &PortForwarding) -> Map<String, Value> {
+pub fn summary(forwarding: &PortForwarding, view: &mut View) {
     let PortForwarding { outer, inner, .. } = forwarding;
     let range = |(a, b): &(u16, u16)| format!("{a}:{b}");
     let one = |(a, b): &(u16, u16)| (a == b).then_some(*a);
-    let shown = json!({
-        "protocol": forwarding.protocol, "internal_ip_address": forwarding.fixed,
-        "external_port": one(outer), "external_port_range": range(outer),
-        "internal_port": one(inner), "internal_port_range": range(inner),
-    });
-    let Value::Object(map) = shown else { unreachable!("json! of braces is an object") };
-    map
+    view.put("protocol", &forwarding.protocol);
+    view.put("internal_ip_address", &forwarding.fixed);
+    view.put("external_port", &one(outer));
+    view.put("external_port_range", &range(outer));
+    view.put("internal_port", &one(inner));
+    view.put("internal_port_range", &range(inner));
 }
 
 impl Resource for PortForwarding {
@@ -120,12 +119,11 @@ impl Resource for PortForwarding {
         &self.meta
     }
 
-    fn view(&self, _: &State, _: &Context) -> Map<String, Value> {
-        let mut view = summary(self);
-        view.insert("id".into(), json!(self.id));
-        view.insert("internal_port_id".into(), json!(self.port));
-        view.insert("description".into(), json!(self.meta.description));
-        view
+    fn view(&self, _: &State, _: &Context, view: &mut View) {
+        summary(self, view);
+        view.put("id", &self.id);
+        view.put("internal_port_id", &self.port);
+        view.put("description", &self.meta.description);
     }
 
     fn create(
@@ -316,16 +314,14 @@ pub async fn list(app: App, call: Call) -> Result<Reply> {
     let (state, parent) = (app.cell.read(), parent(&call)?);
     resource::get::<FloatingIp>(&state, &call.cx, parent)?;
     resource::check_filters::<PortForwarding>(&call)?;
-    let views = state.by(&BY_FLOATING, parent).map(|f| f.view(&state, &call.cx));
-    resource::answer(&call, PortForwarding::MANY, views.collect())
+    resource::answer_all(&call, &state, state.by(&BY_FLOATING, parent).collect())
 }
 
 /// POST /floatingips/{floatingip_id}/port_forwardings
 pub async fn create(app: App, call: Call) -> Result<Reply> {
     let mut body: Map<String, Value> = call.json_in(PortForwarding::ONE)?;
     body.insert("floatingip_id".into(), json!(parent(&call)?));
-    let views = resource::create_all::<PortForwarding>(&app, &call, vec![Value::Object(body)]).await?;
-    Ok(Reply::created(&json!({PortForwarding::ONE: views.into_iter().next()})))
+    resource::create_one::<PortForwarding>(&app, &call, Value::Object(body)).await
 }
 
 /// GET /floatingips/{floatingip_id}/port_forwardings/{id}

@@ -16,11 +16,11 @@ use crate::security_group::SecurityGroup;
 use crate::subnet;
 use crate::subnet_pool::{self, SubnetPool};
 use crate::{RBAC_POLICY, floating_ip};
-use api::{Call, Target as Aim};
+use api::{Call, Target as Aim, View};
 use base::{Context, Error, Id, IdKind, ProjectId, Result};
 use identity::limit;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use store::{Index, IndexPart, Record, State, Tx};
@@ -231,14 +231,13 @@ impl Resource for RbacPolicy {
         &self.meta
     }
 
-    fn view(&self, _: &State, _: &Context) -> Map<String, Value> {
-        let mut view = self.meta.owned(&self.id.to_string());
+    fn view(&self, _: &State, _: &Context, view: &mut View) {
+        self.meta.owned(self.id, view);
         let target = self.target.map_or_else(|| "*".to_string(), |t| t.to_string());
-        let shown = json!({
-            "object_type": self.kind, "object_id": self.object, "action": self.action, "target_tenant": target,
-        });
-        view.extend(shown.as_object().cloned().unwrap_or_default());
-        view
+        view.put("object_type", &self.kind);
+        view.put("object_id", &self.object);
+        view.put("action", &self.action);
+        view.put("target_tenant", &target);
     }
 
     fn guard(call: &Call, body: &Body, verb: &str) -> Result<()> {

@@ -8,11 +8,12 @@ use crate::port_forwarding;
 use crate::resource::{self, Resource, Wanted};
 use crate::subnet::{self, HostRoute, Subnet};
 use crate::{App, ROUTER, ipam, spread, zone};
-use api::{Call, Reply, Target};
+use api::{Call, Reply, Target, View};
 use base::{Context, Error, Id, IdKind, ProjectId, Result};
+use http::StatusCode;
 use identity::limit;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -123,25 +124,22 @@ impl Resource for Router {
         &self.meta
     }
 
-    fn view(&self, state: &State, cx: &Context) -> Map<String, Value> {
-        let mut view = self.meta.view(&self.id.to_string());
-        let gateway = self.gateway.as_ref().map(|g| {
-            let fixed = state.get::<Port>(&g.port).map(|p| p.fixed.clone()).unwrap_or_default();
-            let fixed: Vec<_> =
-                fixed.iter().map(|f| json!({"subnet_id": f.subnet, "ip_address": f.address})).collect();
-            json!({"network_id": g.network, "enable_snat": g.snat, "external_fixed_ips": fixed})
-        });
-        let shown = json!({
-            "admin_state_up": self.admin_up, "status": "ACTIVE", "external_gateway_info": gateway,
-            "routes": self.routes, "availability_zones": zone::names(state), "availability_zone_hints": self.zone_hints,
-            "flavor_id": null,
-        });
-        view.extend(shown.as_object().cloned().unwrap_or_default());
-        if cx.everywhere {
-            view.insert("distributed".into(), json!(self.distributed));
-            view.insert("ha".into(), json!(false));
+    fn view(&self, state: &State, cx: &Context, view: &mut View) {
+        self.meta.view(self.id, view);
+        view.put("admin_state_up", &self.admin_up);
+        view.put("status", &"ACTIVE");
+        match &self.gateway {
+            Some(gateway) => view.object("external_gateway_info", |view| shown(state, gateway, view)),
+            None => view.put("external_gateway_info", &()),
         }
-        view
+        view.put("routes", &self.routes);
+        view.put("availability_zones", &zone::names(state));
+        view.put("availability_zone_hints", &self.zone_hints);
+        view.put("flavor_id", &());
+        if cx.everywhere {
+            view.put("distributed", &self.distributed);
+            view.put("ha", &false);
+        }
     }
 
     fn guard(call: &Call, body: &Body, verb: &str) -> Result<()> {
@@ -221,6 +219,13 @@ pub fn of_subnet(state: &State, subnet: &Subnet) -> Option<Id<Router>> {
         state.by(&port::BY_NETWORK, subnet.network).find(on).cloned()
     };
     holder.or_else(any)?.device.parse().ok()
+}
+
+fn shown(state: &State, gateway: &Gateway, view: &mut View) {
+    let fixed = state.get::<Port>(&gateway.port).map_or(&[][..], |port| &port.fixed);
+    view.put("network_id", &gateway.network);
+    view.put("enable_snat", &gateway.snat);
+    view.objects("external_fixed_ips", fixed, Fixed::view);
 }
 
 fn apply(tx: &mut Tx, cx: &Context, router: &mut Router, body: &Wanted<Router>) -> Result<()> {
@@ -372,16 +377,17 @@ struct Routes {
 async fn change_routes(app: App, call: Call, change: fn(&mut Vec<HostRoute>, &HostRoute)) -> Result<Reply> {
     let body: Routes = call.json_in(Router::ONE)?;
     let (id, cx) = (resource::id_of::<Router>(&call)?, call.cx.clone());
-    let view = call
+    let changed = call
         .write(&app.cell, move |tx| {
             let mut router = Router::clone(&*resource::own::<Router>(tx, &cx, id)?);
             body.routes.iter().for_each(|route| change(&mut router.routes, route));
             check_routes(tx, &router)?;
             router.meta.touch(tx);
-            Ok(tx.put(router)?.view(tx, &cx))
+            tx.put(router)?;
+            spread::settle(tx, id)
         })
         .await?;
-    Ok(Reply::ok(&json!({"router": view})))
+    Ok(resource::answer_one(&app, &call, StatusCode::OK, &*changed))
 }
 
 /// PUT /routers/{id}/add_extraroutes: those that are there stay.

@@ -3,9 +3,10 @@
 use crate::address_group::{self, AddressGroup};
 use crate::floating_ip::{self, FloatingIp};
 use crate::network::Network;
-use crate::port::{self, Port, ROUTER_GATEWAY, ROUTER_INTERFACE};
+use crate::port::{self, Port, ROUTER_GATEWAY};
 use crate::port_forwarding::{self, PortForwarding};
 use crate::rbac::RbacPolicy;
+use crate::reach;
 use crate::router::{self, Router};
 use crate::security_group::{self, SecurityGroup, SecurityGroupRule};
 use crate::subnet::{self, Subnet};
@@ -34,11 +35,10 @@ fn keys_of_node(state: &State, host: &str) -> BTreeSet<SectionKey> {
         }
         keys.insert(SectionKey::Rules(rules.hash()));
     }
-    let distributed = |r: &Id<Router>| state.get::<Router>(r).is_some_and(|r| r.distributed);
     let mut routers: BTreeSet<Id<Router>> =
-        networks.iter().flat_map(|n| routers_of(state, *n)).filter(distributed).collect();
+        networks.iter().flat_map(|n| reach::distributed_of(state, *n)).collect();
     routers.extend(state.by(&router::BY_HOST, host).map(|r| r.id));
-    for router in &routers {
+    for router in &reach::onward(state, routers) {
         keys.insert(SectionKey::Router(router.uuid()));
         networks.extend(router::interfaces(state, *router).map(|p| p.network));
         networks.extend(state.get::<Router>(router).and_then(|r| r.gateway.as_ref()).map(|g| g.network));
@@ -48,12 +48,6 @@ fn keys_of_node(state: &State, host: &str) -> BTreeSet<SectionKey> {
         keys.insert(SectionKey::Members(network.uuid()));
     }
     keys
-}
-
-/// The routers with an interface on a network.
-fn routers_of(state: &State, network: Id<Network>) -> BTreeSet<Id<Router>> {
-    let on = state.by(&port::BY_NETWORK, network).filter(|p| p.owner.0 == ROUTER_INTERFACE);
-    on.filter_map(|p| p.device.parse().ok()).collect()
 }
 
 /// This service, as far as documents go.
@@ -311,7 +305,7 @@ fn touched(state: &State, entry: &Entry) -> Touched {
         } else if let Some((before, after)) = change.of::<Subnet>() {
             for subnet in before.into_iter().chain(after) {
                 touched.holders(SectionKey::Network(subnet.network.uuid()));
-                routers_of(state, subnet.network)
+                reach::routers_of(state, subnet.network)
                     .iter()
                     .for_each(|r| touched.key(SectionKey::Router(r.uuid())));
             }

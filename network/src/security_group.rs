@@ -7,12 +7,13 @@ use crate::port::{self, Port};
 use crate::rbac::{self, Kind, Shared};
 use crate::resource::{self, Resource, Wanted};
 use crate::{SECURITY_GROUP, SECURITY_GROUP_RULE};
+use api::View;
 use base::node::{self, Direction};
 use base::{Context, Error, Id, IdKind, ProjectId, Result};
 use identity::limit;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -154,13 +155,12 @@ impl Resource for SecurityGroup {
         cx.sees(self.meta.project) || rbac::shared(state, self.id, cx)
     }
 
-    fn view(&self, state: &State, cx: &Context) -> Map<String, Value> {
-        let mut view = self.meta.view(&self.id.to_string());
-        let rules: Vec<_> = state.by(&BY_GROUP, self.id).map(|r| r.view(state, cx)).collect();
-        view.insert("security_group_rules".into(), json!(rules));
-        view.insert("stateful".into(), json!(self.stateful));
-        view.insert("shared".into(), json!(rbac::shared(state, self.id, cx)));
-        view
+    fn view(&self, state: &State, cx: &Context, view: &mut View) {
+        self.meta.view(self.id, view);
+        let rules = state.by(&BY_GROUP, self.id);
+        view.objects("security_group_rules", rules, |rule, view| rule.view(state, cx, view));
+        view.put("stateful", &self.stateful);
+        view.put("shared", &rbac::shared(state, self.id, cx));
     }
 
     fn create(
@@ -269,25 +269,37 @@ impl Resource for SecurityGroupRule {
         &self.meta
     }
 
-    fn view(&self, state: &State, _: &Context) -> Map<String, Value> {
-        let mut view = self.meta.view(&self.id.to_string());
-        view.remove("name");
-        view.remove("tags");
+    fn view(&self, state: &State, _: &Context, view: &mut View) {
+        self.meta.unnamed(self.id, view);
         let (cidr, group, addresses) = match &self.remote {
             Remote::Any => (None, None, None),
             Remote::Cidr(cidr) => (Some(*cidr), None, None),
             Remote::Group(group) => (None, Some(*group), None),
             Remote::Addresses(group) => (None, None, Some(*group)),
         };
-        let shown = json!({
-            "security_group_id": self.group, "direction": self.direction,
-            "ethertype": if self.v6 { "IPv6" } else { "IPv4" }, "protocol": self.protocol,
-            "port_range_min": self.min, "port_range_max": self.max, "remote_ip_prefix": cidr,
-            "remote_group_id": group, "remote_address_group_id": addresses, "normalized_cidr": cidr.map(|c| c.trunc()),
-            "belongs_to_default_sg": state.get::<SecurityGroup>(&self.group).is_some_and(|g| g.meta.name == DEFAULT),
-        });
-        view.extend(shown.as_object().cloned().unwrap_or_default());
-        view
+        view.put("security_group_id", &self.group);
+        view.put("direction", &self.direction);
+        view.put("ethertype", &if self.v6 { "IPv6" } else { "IPv4" });
+        view.put("protocol", &self.protocol);
+        view.put("port_range_min", &self.min);
+        view.put("port_range_max", &self.max);
+        view.put("remote_ip_prefix", &cidr);
+        view.put("remote_group_id", &group);
+        view.put("remote_address_group_id", &addresses);
+        view.put("normalized_cidr", &cidr.map(|c| c.trunc()));
+        view.put(
+            "belongs_to_default_sg",
+            &state.get::<SecurityGroup>(&self.group).is_some_and(|g| g.meta.name == DEFAULT),
+        );
+    }
+
+    fn having<'a>(state: &'a State, attribute: &str, value: &str) -> Option<Vec<&'a Arc<SecurityGroupRule>>> {
+        let of = |id: Id<SecurityGroup>| state.by(&BY_GROUP, id).collect();
+        (attribute == "security_group_id").then(|| value.parse().map_or_else(|_| Vec::new(), of))
+    }
+
+    fn shows(&self, attribute: &str, value: &str) -> Option<bool> {
+        (attribute == "security_group_id").then(|| self.group.to_string() == value)
     }
 
     fn create(

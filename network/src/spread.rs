@@ -8,7 +8,8 @@
 //! Limits: `SNAT_BLOCKS` nodes share one gateway address; the guests of one more reach the outside only by floating
 //! addresses, until a node has no port behind the router any more.
 
-use crate::port::{self, Port, ROUTER_INTERFACE};
+use crate::port::{self, Port};
+use crate::reach;
 use crate::router::{self, Gateway, Router};
 use base::node::SNAT_BLOCKS;
 use base::{Id, Result};
@@ -17,8 +18,15 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use store::{State, Tx};
 
-/// Brings a router's places in line with its interfaces, its gateway and the ports behind it.
+/// Brings a router's places in line with its interfaces, its gateway and the ports behind it, and those of the routers
+/// that it passes on to.
 pub(crate) fn settle(tx: &mut Tx, id: Id<Router>) -> Result<Arc<Router>> {
+    let onward = reach::onward(tx, [id].into());
+    onward.into_iter().filter(|next| *next != id).try_for_each(|next| settle_one(tx, next).map(drop))?;
+    settle_one(tx, id)
+}
+
+fn settle_one(tx: &mut Tx, id: Id<Router>) -> Result<Arc<Router>> {
     let old = tx
         .get::<Router>(&id)
         .cloned()
@@ -37,14 +45,12 @@ pub(crate) fn port_bound(tx: &mut Tx, bound: &Port) -> Result<()> {
     if bound.host.is_empty() || !bound.owner.is_compute() {
         return Ok(());
     }
-    let on = tx.by(&port::BY_NETWORK, bound.network).filter(|p| p.owner.0 == ROUTER_INTERFACE);
-    let routers: BTreeSet<Id<Router>> = on.filter_map(|p| p.device.parse().ok()).collect();
-    for id in routers {
+    for id in reach::onward(tx, reach::routers_of(tx, bound.network)) {
         let Some(router) = tx.get::<Router>(&id) else { continue };
         let shared = router.gateway.as_ref().is_none_or(|g| g.blocks.contains_key(&bound.host));
         let placed = router.distributed || router.host.is_some();
         if !(shared && placed) {
-            settle(tx, id)?;
+            settle_one(tx, id)?;
         }
     }
     Ok(())
@@ -102,14 +108,21 @@ fn place(tx: &Tx, router: &mut Router, alive: &dyn Fn(&str) -> bool) {
     }
 }
 
-/// The nodes that route for a router: its own if it is central, else those with a port behind it.
+/// The nodes that route for a router: its own if it is central, else those with a port behind it or behind one that
+/// passes on to it.
 fn nodes_behind(state: &State, router: &Router) -> BTreeSet<String> {
     if !router.distributed {
         return router.host.iter().cloned().collect();
     }
-    let networks: BTreeSet<_> = router::interfaces(state, router.id).map(|p| p.network).collect();
+    let before = reach::before(state, router.id);
+    let passing = before.iter().filter_map(|id| state.get::<Router>(id)).filter(|r| !r.distributed);
+    let hosts: Vec<String> = passing.filter_map(|r| r.host.clone()).collect();
+    let distributed = before.iter().filter(|id| state.get::<Router>(id).is_some_and(|r| r.distributed));
+    let networks: BTreeSet<_> =
+        distributed.flat_map(|id| router::interfaces(state, *id)).map(|p| p.network).collect();
     let ports = networks.iter().flat_map(|n| state.by(&port::BY_NETWORK, *n));
-    ports.filter(|p| p.owner.is_compute() && !p.host.is_empty()).map(|p| p.host.clone()).collect()
+    let bound = ports.filter(|p| p.owner.is_compute() && !p.host.is_empty()).map(|p| p.host.clone());
+    bound.chain(hosts).collect()
 }
 
 /// A block for each node, the lowest free one; those of nodes that are no longer behind the router are free again.

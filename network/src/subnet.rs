@@ -8,12 +8,12 @@ use crate::port::{self, Port};
 use crate::rbac;
 use crate::resource::{self, Resource, Wanted};
 use crate::subnet_pool::{self, SubnetPool};
+use api::View;
 use base::node::Ipv6Mode;
 use base::{Context, Error, Id, IdKind, ProjectId, Result};
 use identity::limit;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
 use std::net::IpAddr;
 use std::sync::Arc;
 use store::{Index, IndexPart, Record, State, Tx};
@@ -152,18 +152,26 @@ impl Resource for Subnet {
             || state.get::<Network>(&self.network).is_some_and(|n| n.visible(state, cx))
     }
 
-    fn view(&self, state: &State, _: &Context) -> Map<String, Value> {
-        let mut view = self.meta.view(&self.id.to_string());
-        let pools: Vec<_> = self.pools.iter().map(|(a, b)| json!({"start": a, "end": b})).collect();
-        let shown = json!({
-            "network_id": self.network, "ip_version": if self.cidr.addr().is_ipv4() { 4 } else { 6 },
-            "cidr": self.cidr, "gateway_ip": self.gateway, "allocation_pools": pools, "enable_dhcp": self.dhcp,
-            "dns_nameservers": self.dns, "host_routes": self.routes, "ipv6_ra_mode": self.ra,
-            "ipv6_address_mode": self.address_mode, "subnetpool_id": self.pool, "service_types": self.service_types,
-            "segment_id": null, "dns_publish_fixed_ip": false, "router:external": rbac::is_external(state, self.network),
+    fn view(&self, state: &State, _: &Context, view: &mut View) {
+        self.meta.view(self.id, view);
+        view.put("network_id", &self.network);
+        view.put("ip_version", &if self.cidr.addr().is_ipv4() { 4 } else { 6 });
+        view.put("cidr", &self.cidr);
+        view.put("gateway_ip", &self.gateway);
+        view.objects("allocation_pools", &self.pools, |(start, end), view| {
+            view.put("start", start);
+            view.put("end", end);
         });
-        view.extend(shown.as_object().cloned().unwrap_or_default());
-        view
+        view.put("enable_dhcp", &self.dhcp);
+        view.put("dns_nameservers", &self.dns);
+        view.put("host_routes", &self.routes);
+        view.put("ipv6_ra_mode", &self.ra);
+        view.put("ipv6_address_mode", &self.address_mode);
+        view.put("subnetpool_id", &self.pool);
+        view.put("service_types", &self.service_types);
+        view.put("segment_id", &());
+        view.put("dns_publish_fixed_ip", &false);
+        view.put("router:external", &rbac::is_external(state, self.network));
     }
 
     fn create(tx: &mut Tx, cx: &Context, project: ProjectId, body: &Wanted<Subnet>) -> Result<Arc<Subnet>> {

@@ -6,12 +6,12 @@ use crate::rbac::{self, Action, Kind, Shared};
 use crate::resource::{self, Resource, Wanted};
 use crate::subnet::{self, BY_POOL};
 use crate::{App, SUBNET_POOL, ipam};
-use api::{Call, Reply, Target};
+use api::{Call, Reply, Target, View};
 use base::{Context, Error, Id, IdKind, ProjectId, Result};
 use identity::limit;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use store::{Index, IndexPart, Record, State, Tx};
@@ -102,16 +102,17 @@ impl Resource for SubnetPool {
         cx.sees(self.meta.project) || rbac::shared(state, self.id, cx)
     }
 
-    fn view(&self, state: &State, cx: &Context) -> Map<String, Value> {
-        let mut view = self.meta.view(&self.id.to_string());
-        let shown = json!({
-            "prefixes": self.prefixes, "ip_version": if self.is_v4() { 4 } else { 6 },
-            "default_prefixlen": self.length_default, "min_prefixlen": self.length_min,
-            "max_prefixlen": self.length_max, "shared": rbac::shared(state, self.id, cx), "is_default": self.default,
-            "default_quota": self.quota, "address_scope_id": self.scope,
-        });
-        view.extend(shown.as_object().cloned().unwrap_or_default());
-        view
+    fn view(&self, state: &State, cx: &Context, view: &mut View) {
+        self.meta.view(self.id, view);
+        view.put("prefixes", &self.prefixes);
+        view.put("ip_version", &if self.is_v4() { 4 } else { 6 });
+        view.put("default_prefixlen", &self.length_default);
+        view.put("min_prefixlen", &self.length_min);
+        view.put("max_prefixlen", &self.length_max);
+        view.put("shared", &rbac::shared(state, self.id, cx));
+        view.put("is_default", &self.default);
+        view.put("default_quota", &self.quota);
+        view.put("address_scope_id", &self.scope);
     }
 
     fn guard(call: &Call, body: &Body, verb: &str) -> Result<()> {

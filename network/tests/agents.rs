@@ -4,8 +4,33 @@
 
 mod support;
 
-use serde_json::json;
+use base::node::{KernelCosts, Report};
+use serde_json::{Value, json};
 use support::{NODES, Net, all, id};
+
+#[tokio::test]
+async fn a_node_whose_kernel_is_slow_says_so_and_small_changes_are_no_record() {
+    let net = Net::new().await;
+    let report = |link_us| Report {
+        costs: Some(KernelCosts { link_us, rules_us: 900, namespace_us: 100 }),
+        ..Report::default()
+    };
+    let kernel = async |node: &str| {
+        let agents = net.get(&net.admin, &format!("/agents?host={node}")).await;
+        let of = &agents[0]["configurations"];
+        (of["kernel_costs"]["link_us"].clone(), of["kernel_slow"].clone())
+    };
+    assert_eq!(kernel("n1").await, (Value::Null, Value::Null));
+    net.fleet.report("n1", report(100)).await.unwrap();
+    net.fleet.report("n2", report(910)).await.unwrap();
+    assert_eq!(kernel("n1").await, (json!(100), json!([])));
+    assert_eq!(kernel("n2").await, (json!(910), json!(["links cost 9 times its peers' median"])));
+    let before = net.cloud.cell.read().revision();
+    net.fleet.report("n2", report(1_500)).await.unwrap();
+    assert_eq!((net.cloud.cell.read().revision(), kernel("n2").await.0), (before, json!(910)));
+    net.fleet.report("n2", report(120)).await.unwrap();
+    assert_eq!(kernel("n2").await, (json!(120), json!([])));
+}
 
 #[tokio::test]
 async fn each_node_shows_as_its_agents() {

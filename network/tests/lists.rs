@@ -197,3 +197,24 @@ async fn ports_are_found_by_what_they_are_of() {
         assert_eq!(net.get(&stranger, &format!("/ports?{query}")).await, json!([]), "{query}");
     }
 }
+
+#[tokio::test]
+async fn a_list_shows_what_its_reader_may_see_and_asked_for() {
+    let (net, member, ids) = three().await;
+    let new =
+        json!({"name": "a", "network_id": ids[0], "allowed_address_pairs": [{"ip_address": "10.9.9.9"}]});
+    let made = net.make(&member, "ports", "port", new).await;
+    let port = made["id"].as_str().unwrap();
+    let keys = |view: &Value| view.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    // Chosen by the record, by the view, and in an order of views.
+    for query in ["", "&admin_state_up=true", "&sort_key=name"] {
+        let path = format!("/ports?id={port}{query}");
+        let (listed, alone) =
+            (net.get(&member, &path).await, net.get(&member, &format!("/ports/{port}")).await);
+        assert_eq!((&listed[0], &alone), (&made, &made), "{query}");
+        let hidden = |view: &Value| !keys(view).iter().any(|k| k.starts_with("binding:host"));
+        assert!(hidden(&listed[0]) && !hidden(&net.get(&net.admin, &path).await[0]), "{query}");
+        let few = net.get(&member, &format!("{path}&fields=mac_address&fields=id,binding:host_id")).await;
+        assert_eq!(keys(&few[0]), ["id", "mac_address"], "{query}");
+    }
+}

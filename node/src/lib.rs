@@ -7,6 +7,7 @@
 //! Limits: see `agent`, `vm`, `image`, `metadata`. Deliberately absent: migration, snapshots and volumes.
 
 mod agent;
+mod cost;
 mod down;
 mod file;
 mod hello;
@@ -29,7 +30,9 @@ pub use simulated::Simulated;
 pub use vm::process::{Process, boot_id};
 
 use base::node::{Document, Hello};
+use base::pass;
 use base::{Error, Result};
+use cost::KernelCostsKnown;
 use ledger::Ledger;
 use network::{Kept, Network};
 use observed::Observed;
@@ -38,7 +41,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 /// What a node is told by its operator.
@@ -122,6 +125,7 @@ impl Node {
         tokio::select! {
             result = agent::follow(&link, ledger, &mut machine) => result,
             _ = tell => Ok(()),
+            () = self.know_costs() => Ok(()),
         }
     }
 
@@ -174,6 +178,16 @@ impl Node {
             ..self.hello()
         };
         Ok((Machine::Qemu(machine, self.inner.clone()), ledger, hello))
+    }
+
+    /// Of a kernel that is used, for ever.
+    async fn know_costs(&self) {
+        match self.inner.settings.fabric {
+            true => {
+                pass::run(KernelCostsKnown { observed: self.inner.observed.clone() }, &Notify::new()).await
+            }
+            false => std::future::pending().await,
+        }
     }
 
     async fn network(&self) -> Result<Option<Arc<Network>>> {

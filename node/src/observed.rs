@@ -2,7 +2,7 @@
 //!
 //! A change is told again until the plane has taken it. The first report of a process has everything.
 
-use base::node::{Generation, PortReport, Report, VmReport};
+use base::node::{Generation, KernelCosts, PortReport, Report, VmReport};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -27,6 +27,8 @@ struct State {
     whole: bool,
     vms: BTreeMap<Uuid, VmReport>,
     ports: BTreeMap<Uuid, PortReport>,
+    costs: Option<KernelCosts>,
+    costs_untold: bool,
     /// Ids of guests and ports to tell of; those that are in neither map are gone.
     untold: BTreeSet<Uuid>,
     /// What the report that is on its way tells of.
@@ -42,6 +44,8 @@ impl Default for State {
             whole: true,
             vms: BTreeMap::new(),
             ports: BTreeMap::new(),
+            costs: None,
+            costs_untold: false,
             untold: BTreeSet::new(),
             on_its_way: BTreeSet::new(),
         }
@@ -98,6 +102,17 @@ impl Observed {
         }
     }
 
+    /// What calls of the kernel were measured to cost; false: what is known already.
+    pub fn costs(&self, seen: KernelCosts) -> bool {
+        let mut state = self.state();
+        if state.costs.is_some_and(|known| !seen.differs(&known)) {
+            return false;
+        }
+        (state.costs, state.costs_untold) = (Some(seen), true);
+        self.changed.notify_one();
+        true
+    }
+
     pub fn vm_now(&self, id: Uuid) -> Option<VmReport> {
         self.state().vms.get(&id).cloned()
     }
@@ -127,6 +142,7 @@ impl Observed {
         let mut state = self.state();
         state.whole |= report.whole;
         state.told = Generation::default();
+        state.costs_untold |= report.costs.is_some();
         state.untold.extend(report.vms.keys().chain(report.ports.keys()).chain(&report.gone));
     }
 
@@ -150,13 +166,17 @@ fn put<T: PartialEq>(map: &mut BTreeMap<Uuid, T>, id: Uuid, seen: Option<T>) -> 
 
 impl State {
     fn take(&mut self) -> Option<Report> {
-        let nothing = !self.whole && self.untold.is_empty() && self.told == self.generation;
+        let nothing =
+            !self.whole && !self.costs_untold && self.untold.is_empty() && self.told == self.generation;
         if nothing || !self.ready {
             return None;
         }
         let untold = std::mem::take(&mut self.untold);
         self.on_its_way.clone_from(&untold);
         let mut report = Report { generation: self.generation, whole: self.whole, ..Report::default() };
+        if std::mem::take(&mut self.costs_untold) || self.whole {
+            report.costs = self.costs;
+        }
         if self.whole {
             report.vms = self.vms.clone();
             report.ports = self.ports.clone();
@@ -181,6 +201,23 @@ mod tests {
 
     fn vm(state: VmState) -> Option<VmReport> {
         Some(VmReport { state, reboots: 0, fault: None, password: None })
+    }
+
+    #[tokio::test]
+    async fn tells_what_calls_cost_when_that_is_another() {
+        let observed = Observed::default();
+        observed.acted_on(Generation::default());
+        assert_eq!(observed.next().await.costs, None);
+        let of = |link_us| KernelCosts { link_us, rules_us: 1, namespace_us: 1 };
+        assert!(observed.costs(of(100)) && !observed.costs(of(150)));
+        let told = observed.next().await;
+        assert_eq!(told.costs, Some(of(100)));
+        assert!(observed.state().take().is_none());
+        observed.failed(&told);
+        assert_eq!(observed.next().await.costs, Some(of(100)));
+        assert!(observed.costs(of(201)));
+        observed.tell_all();
+        assert_eq!(observed.next().await.costs, Some(of(201)));
     }
 
     #[tokio::test]

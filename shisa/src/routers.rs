@@ -1,4 +1,7 @@
 //! The loop that gives what lost nodes hold of routers to others.
+//!
+//! Who has a router's gateway address, or a central router, is needed by guests of other nodes: these nodes are watched
+//! closely (`Fleet::lost_of`), and what they hold moves seconds after they are lost, long before they count as down.
 
 use base::Result;
 use base::pass::{Next, Pass};
@@ -16,14 +19,20 @@ pub struct LostRoutersMoved {
 
 impl Pass for LostRoutersMoved {
     const NAME: &'static str = "lost_routers_moved";
-    const EVERY: Duration = Duration::from_secs(3);
+    const EVERY: Duration = Duration::from_secs(1);
 
     async fn pass(&mut self) -> Result<Next> {
         let state = self.cell.read();
-        let names = state.all::<Node>().map(|n| n.hello.name.as_str());
-        let alive: BTreeSet<String> = names.filter(|name| self.fleet.alive(name)).map(String::from).collect();
+        let lost = self.fleet.lost_of(&holders(&state));
+        let astray = state.all::<Router>().any(|r| nowhere(r) || holders_of(r).any(|h| lost.contains(h)));
         // A look without the lane: mostly there is nothing to move.
-        if astray(&state, &alive) {
+        if astray {
+            let names = state.all::<Node>().map(|n| n.hello.name.clone());
+            let alive: BTreeSet<String> =
+                names.filter(|name| !lost.contains(name) && self.fleet.alive(name)).collect();
+            if alive.is_empty() {
+                return Ok(Next::Usual);
+            }
             // Whether a node is heard is asked once, so that the transaction does the same when it is run again.
             let step = move |tx: &mut store::Tx| spread::move_from_lost(tx, &|name| alive.contains(name));
             self.cell.write(Cause::step(Self::NAME), step).await?;
@@ -32,10 +41,15 @@ impl Pass for LostRoutersMoved {
     }
 }
 
-/// Whether a router is nowhere, or with a node that is not alive, while there is another that is.
-fn astray(state: &State, alive: &BTreeSet<String>) -> bool {
-    let lost = |node: &Option<String>| node.as_ref().is_some_and(|node| !alive.contains(node));
-    let nowhere = |r: &Router| !r.distributed && r.host.is_none();
-    let owner = |r: &Router| r.gateway.as_ref().is_some_and(|g| lost(&g.owner));
-    !alive.is_empty() && state.all::<Router>().any(|r| nowhere(r) || lost(&r.host) || owner(r))
+/// The nodes that routers are with.
+fn holders(state: &State) -> BTreeSet<String> {
+    state.all::<Router>().flat_map(|router| holders_of(router)).cloned().collect()
+}
+
+fn holders_of(router: &Router) -> impl Iterator<Item = &String> {
+    router.host.iter().chain(router.gateway.iter().filter_map(|gateway| gateway.owner.as_ref()))
+}
+
+fn nowhere(router: &Router) -> bool {
+    !router.distributed && router.host.is_none()
 }

@@ -6,7 +6,7 @@ use crate::progress::say;
 use crate::state::{Directory, Membership};
 use base::Result;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 
 /// Nodes that are named; those that are down come first.
@@ -30,6 +30,8 @@ pub async fn run(directory: &Directory) -> Result<ExitCode> {
     let up = count(&nodes["hypervisors"], "state");
     say(format_args!("nodes: {} (machine {})", told(&up), format!("{:?}", ids.machine).to_lowercase()));
     lines(&nodes["hypervisors"]).iter().for_each(say);
+    let agents = admin.get("/network/v2.0/agents?fields=host&fields=configurations").await?;
+    slow(&agents["agents"]).iter().for_each(say);
     let servers = admin.get("/compute/v2.1/servers/detail?all_tenants=1").await?;
     say(format_args!("servers: {}", told(&count(&servers["servers"], "status"))));
     Ok(ExitCode::SUCCESS)
@@ -65,6 +67,16 @@ fn lines(nodes: &Value) -> Vec<String> {
     lines
 }
 
+/// Nodes whose kernel's calls cost many times what they cost on the others.
+fn slow(agents: &Value) -> BTreeSet<String> {
+    let agents = agents.as_array().into_iter().flatten();
+    let lines = agents.flat_map(|agent| {
+        let words = agent["configurations"]["kernel_slow"].as_array().into_iter().flatten();
+        words.map(|what| format!("  slow   {}: {}", text(&agent["host"]), text(what)))
+    });
+    lines.take(NODES_SHOWN).collect()
+}
+
 /// How many there are of each word in a field.
 fn count(list: &Value, field: &str) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
@@ -83,6 +95,14 @@ fn told(counts: &BTreeMap<String, usize>) -> String {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_slow_kernel_is_said_once() {
+        let agent = |slow: Value| json!({"host": "b", "configurations": {"kernel_slow": slow}});
+        let agents = json!([agent(json!(["links cost 9 times"])), agent(json!(["links cost 9 times"])), agent(json!([])),
+            {"host": "c", "configurations": {}}]);
+        assert_eq!(slow(&agents).into_iter().collect::<Vec<_>>(), ["  slow   b: links cost 9 times"]);
+    }
 
     #[test]
     fn those_that_are_down_come_first_and_many_are_counted() {

@@ -4,6 +4,7 @@
 //! waits until the follower has what was durable when the read arrived; one question to the engine answers all reads
 //! that wait. A follower that stands by takes the cell when it may.
 
+use crate::copy;
 use crate::engine::{Engine, Tail};
 use crate::lane::{Lane, Shared};
 use crate::lease::{Candidate, Sign};
@@ -67,6 +68,7 @@ impl Follower {
         let mut state = State::empty(self.shared.schema.clone());
         let head = with_cipher(&self.shared.cipher, || {
             self.engine.images(&mut |kind, _, body| match self.shared.schema.slot_named(kind) {
+                None if kind == copy::UNFINISHED => Err(copy::unfinished()),
                 Some(slot) => state.load(slot, body).map(drop),
                 // A kind of a newer version: the engine keeps it, we let it be.
                 None => Ok(()),

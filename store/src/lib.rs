@@ -12,6 +12,7 @@
 mod again;
 mod cell;
 pub mod cipher;
+pub mod copy;
 mod drive;
 pub mod engine;
 mod follow;

@@ -129,6 +129,54 @@ impl Encoded {
     }
 }
 
+/// Writes the JSON of an entry (`Written`), change by change.
+pub(crate) struct Encoder {
+    body: Vec<u8>,
+    images: Vec<Option<Range<usize>>>,
+}
+
+impl Encoder {
+    pub fn begin(time: Timestamp, seed: u128, cause: &Cause) -> Result<Encoder> {
+        let mut body = format!("{{\"time\":{},\"seed\":\"{seed:032x}\",\"cause\":", time.0).into_bytes();
+        json(&mut body, cause)?;
+        body.extend_from_slice(b",\"changes\":[");
+        Ok(Encoder { body, images: Vec::new() })
+    }
+
+    /// `image` appends the after-image; none is a deletion.
+    pub fn push(
+        &mut self,
+        kind: &str,
+        key: &str,
+        image: Option<impl FnOnce(&mut Vec<u8>) -> Result<()>>,
+    ) -> Result<()> {
+        let body = &mut self.body;
+        body.extend_from_slice(if self.images.is_empty() { b"[" } else { b",[" });
+        json(body, kind)?;
+        body.push(b',');
+        json(body, key)?;
+        body.push(b',');
+        let from = body.len();
+        self.images.push(match image {
+            Some(write) => {
+                write(body)?;
+                Some(from..body.len())
+            }
+            None => {
+                body.extend_from_slice(b"null");
+                None
+            }
+        });
+        body.push(b']');
+        Ok(())
+    }
+
+    pub fn end(mut self) -> Encoded {
+        self.body.extend_from_slice(b"]}");
+        Encoded { body: self.body, images: self.images }
+    }
+}
+
 impl Entry {
     /// The entry's JSON (`Written`), with the unknown fields that a newer version wrote.
     pub(crate) fn encode(
@@ -136,34 +184,17 @@ impl Entry {
         schema: &Schema,
         unknown: impl Fn(usize, &str) -> Option<Arc<Value>>,
     ) -> Result<Encoded> {
-        let mut body = Vec::with_capacity(512 * self.changes.len());
-        let mut images = Vec::with_capacity(self.changes.len());
-        let head = format!("{{\"time\":{},\"seed\":\"{:032x}\",\"cause\":", self.time.0, self.seed);
-        body.extend_from_slice(head.as_bytes());
-        json(&mut body, &self.cause)?;
-        body.extend_from_slice(b",\"changes\":");
-        for (n, change) in self.changes.iter().enumerate() {
-            body.extend_from_slice(if n == 0 { b"[[" } else { b",[" });
-            json(&mut body, change.kind)?;
-            body.push(b',');
-            json(&mut body, &*change.key)?;
-            body.push(b',');
-            let from = body.len();
-            match &change.after {
-                Some(image) => {
+        let mut encoder = Encoder::begin(self.time, self.seed, &self.cause)?;
+        for change in &self.changes {
+            let render = change.after.as_ref().map(|image| {
+                |body: &mut Vec<u8>| {
                     let unknown = unknown(change.slot, &change.key);
-                    schema.kinds[change.slot].render(&**image, unknown.as_deref(), &mut body)?;
-                    images.push(Some(from..body.len()));
+                    schema.kinds[change.slot].render(&**image, unknown.as_deref(), body)
                 }
-                None => {
-                    body.extend_from_slice(b"null");
-                    images.push(None);
-                }
-            }
-            body.push(b']');
+            });
+            encoder.push(change.kind, &change.key, render)?;
         }
-        body.extend_from_slice(if self.changes.is_empty() { b"[]}" } else { b"]}" });
-        Ok(Encoded { body, images })
+        Ok(encoder.end())
     }
 }
 

@@ -322,11 +322,11 @@ pub async fn addresses_of(app: App, call: Call) -> Result<Reply> {
 fn plain_addresses(app: &App, call: &Call) -> Result<serde_json::Map<String, Value>> {
     let state = app.cell.read();
     let server = get(&state, &call.cx, id(call)?)?;
-    let mut all = view::addresses(&state, &server);
-    for one in all.values_mut().filter_map(Value::as_array_mut).flatten().filter_map(Value::as_object_mut) {
-        one.retain(|name, _| name == "addr" || name == "version");
-    }
-    Ok(all)
+    let all = view::addresses(&state, &view::ports(&state, &server));
+    let plain = |list: &Vec<view::Address>| {
+        list.iter().map(|one| json!({"addr": one.addr, "version": one.version})).collect()
+    };
+    Ok(all.iter().map(|(name, list)| (name.to_string(), plain(list))).collect())
 }
 
 /// GET /servers/{id}/os-security-groups

@@ -4,23 +4,23 @@ use super::rest::bad;
 use super::view::{self, Shown};
 use super::{BY_PROJECT, Server, life};
 use crate::App;
-use crate::text::page_links;
+use crate::text::next_link;
 use api::page::Page;
-use api::{Call, Reply};
+use api::{Call, Reply, View};
 use base::{ProjectId, Result, Timestamp};
-use serde_json::json;
+use http::StatusCode;
 use std::sync::Arc;
 use store::State;
 
 pub async fn brief(app: App, call: Call) -> Result<Reply> {
-    answer(&app, &call, |call, _, server| view::brief(call, server))
+    answer(&app, &call, |call, _, server, view| view::brief(call, server, view))
 }
 
 pub async fn detail(app: App, call: Call) -> Result<Reply> {
-    answer(&app, &call, |call, state, server| view::full(call, state, server, Shown::InList))
+    answer(&app, &call, |call, state, server, view| view::full(call, state, server, Shown::InList, view))
 }
 
-fn answer(app: &App, call: &Call, show: fn(&Call, &State, &Server) -> serde_json::Value) -> Result<Reply> {
+fn answer(app: &App, call: &Call, show: fn(&Call, &State, &Server, &mut View)) -> Result<Reply> {
     let state = app.cell.read();
     let mut found = of_projects(call, &state)?;
     let times = Times::parse(call)?;
@@ -30,9 +30,12 @@ fn answer(app: &App, call: &Call, show: fn(&Call, &State, &Server) -> serde_json
     sort(call, &mut found)?;
     let (page, more) = Page::of(&call.query)?.cut(found, |s| s.id.to_string())?;
     let last = page.last().map(|s| s.id.to_string());
-    let mut body = json!({"servers": page.iter().map(|s| show(call, &state, s)).collect::<Vec<_>>()});
-    page_links(call, &mut body, "servers_links", last.as_deref().filter(|_| more));
-    Ok(Reply::ok(&body))
+    Ok(Reply::written(StatusCode::OK, |body| {
+        body.objects("servers", &page, |server, view| show(call, &state, server, view));
+        if let Some(links) = next_link(call, last.as_deref().filter(|_| more)) {
+            body.put("servers_links", &links);
+        }
+    }))
 }
 
 /// The caller's servers, or with `all_tenants` everybody's.

@@ -7,6 +7,7 @@ use api::{Call, Reply, v};
 use base::{Context, Error, Id, Kind, ProjectId, Result, Secret};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use http::StatusCode;
 use identity::limit;
 use network::network::Network;
 use network::port::{self, NewPort, Port, WantedIp};
@@ -276,7 +277,8 @@ pub async fn create(app: App, call: Call) -> Result<Reply> {
         "id": first.id, "links": crate::text::links(&call, "servers", &first.id.to_string()),
         "OS-DCF:diskConfig": view::disk_config(&first), "adminPass": password.expose(),
     });
-    let groups = view::groups(&app.cell.read(), &first);
+    let state = app.cell.read();
+    let groups = view::groups(&state, &view::ports(&state, &first));
     view["security_groups"] = if groups.is_empty() { json!([{"name": "default"}]) } else { json!(groups) };
     let location = format!("{}/v2.1/servers/{}", call.base, first.id);
     Ok(Reply::accepted(&json!({"server": view})).header("location", location))
@@ -552,10 +554,16 @@ pub fn id(call: &Call) -> Result<Id<Server>> {
     call.param("id").parse().map_err(|_| not_found(call.param("id")))
 }
 
+fn alone(call: &Call, state: &State, server: &Server) -> Reply {
+    Reply::written(StatusCode::OK, |body| {
+        body.object("server", |view| view::full(call, state, server, view::Shown::Alone, view))
+    })
+}
+
 pub async fn show(app: App, call: Call) -> Result<Reply> {
     let state = app.cell.read();
     let server = get(&state, &call.cx, id(&call)?)?;
-    Ok(Reply::ok(&json!({"server": view::full(&call, &state, &server, view::Shown::Alone)})))
+    Ok(alone(&call, &state, &server))
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -596,7 +604,7 @@ pub async fn update(app: App, call: Call) -> Result<Reply> {
             put(tx, server)
         })
         .await?;
-    Ok(Reply::ok(&json!({"server": view::full(&call, &app.cell.read(), &server, view::Shown::Alone)})))
+    Ok(alone(&call, &app.cell.read(), &server))
 }
 
 /// DELETE /servers/{id}, and the action forceDelete

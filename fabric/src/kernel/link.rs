@@ -57,6 +57,15 @@ pub fn add(kernel: &Kernel, place: Place, name: &str, kind: &LinkKind, mac: Opti
     but(route.change(Message::NewLink(message), NLM_F_CREATE | NLM_F_EXCL), &[libc::EEXIST])
 }
 
+/// A pair with both ends in the socket's namespace.
+pub fn pair(route: &mut Netlink, name: &str, peer: &str) -> Result<()> {
+    let mut message = named(name, None);
+    let data = InfoData::Veth(InfoVeth::Peer(named(peer, None)));
+    let info = vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(data)];
+    message.attributes.push(LinkAttribute::LinkInfo(info));
+    Ok(route.change(Message::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)?)
+}
+
 /// No spanning tree, no delay, and no snooping: without a querier it loses neighbour discovery.
 fn bridge() -> Vec<InfoBridge> {
     vec![

@@ -9,6 +9,7 @@ pub mod link;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod probe;
 pub mod route;
 mod rules;
 pub mod tap;

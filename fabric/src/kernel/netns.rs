@@ -50,6 +50,17 @@ pub fn create(name: &str) -> Result<()> {
     })
 }
 
+/// A namespace without a name: it ends with its last holder.
+pub fn unnamed() -> Result<OwnedFd> {
+    std::thread::scope(|scope| {
+        let made = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).map_err(|e| failed("making", "without a name", e))?;
+            current()
+        });
+        made.join().unwrap_or_else(|_| Err(Error::internal("making a network namespace panicked")))
+    })
+}
+
 /// Takes the name away. The namespace ends with the last process and socket in it.
 pub fn remove(name: &str) -> Result<()> {
     let path = path(name);

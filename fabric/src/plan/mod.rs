@@ -103,6 +103,18 @@ impl<'a> Sections<'a> {
         self.ports_by_network.get(&network).into_iter().flatten().copied()
     }
 
+    /// A network and those that packets may come from: by one distributed router, or several one after the other.
+    pub fn joined(&self, network: Uuid) -> BTreeSet<Uuid> {
+        let (mut all, mut last) = (BTreeSet::from([network]), vec![network]);
+        while let Some(network) = last.pop() {
+            let distributed = self.routers_of(network).filter(|router| !router.central);
+            let beside = distributed.filter(|r| r.interfaces.iter().any(|leg| leg.network == network));
+            let networks = beside.flat_map(|router| router.interfaces.iter().map(|leg| leg.network));
+            last.extend(networks.filter(|network| all.insert(*network)));
+        }
+        all
+    }
+
     pub fn routers_of(&self, network: Uuid) -> impl Iterator<Item = &'a Router> {
         self.routers_by_network.get(&network).into_iter().flatten().copied()
     }
@@ -187,17 +199,17 @@ pub fn places_of(s: &Sections, key: &SectionKey, shared: bool) -> BTreeSet<Place
         }
         SectionKey::Members(id) => {
             out.insert(Place::Network(*id));
-            for router in s.routers_of(*id) {
-                out.insert(Place::Router(router.id));
-                let beyond = networks_of(router).into_iter().filter(|_| shared).map(Place::Network);
-                out.extend(beyond);
+            out.extend(s.routers_of(*id).map(|router| Place::Router(router.id)));
+            if shared {
+                let networks = s.routers_of(*id).flat_map(networks_of).chain(s.joined(*id));
+                out.extend(networks.map(Place::Network).chain([Place::Host]));
             }
-            out.extend(Some(Place::Host).filter(|_| shared));
         }
         SectionKey::Router(id) => {
             out.extend([Place::Router(*id), Place::Host]);
             let networks = s.routers.get(id).map(|router| networks_of(router)).unwrap_or_default();
-            out.extend(networks.into_iter().map(Place::Network));
+            let joined = networks.iter().flat_map(|network| s.joined(*network));
+            out.extend(joined.chain(networks.iter().copied()).map(Place::Network));
         }
         SectionKey::Group(id) => {
             let names = |set: &RuleSet| set.rules.iter().any(|rule| rule.remote == Remote::Group(*id));

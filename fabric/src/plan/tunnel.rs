@@ -50,14 +50,10 @@ pub fn is_elsewhere(s: &Sections, settings: &Settings, network: Uuid) -> bool {
     remote(s, settings, network).next().is_some()
 }
 
-/// Whether another node has a member of the network, or a leg into it of a router with a member behind.
+/// Whether another node has a member of the network, or may send to it by its routers.
 fn is_shared(s: &Sections, settings: &Settings, network: Uuid) -> bool {
-    if !legs_elsewhere(s, settings, network).is_empty() {
-        return true;
-    }
-    let beyond = distributed_legs(s, network).flat_map(|(router, _)| router.interfaces.iter());
-    let mut networks = beyond.map(|interface| interface.network).chain([network]);
-    networks.any(|network| is_elsewhere(s, settings, network))
+    !legs_elsewhere(s, settings, network).is_empty()
+        || s.joined(network).into_iter().any(|network| is_elsewhere(s, settings, network))
 }
 
 /// Adds the tunnel to a network's namespace, when another node may send to it.

@@ -207,6 +207,10 @@ impl World {
         let Some(space) = node.state.places.get(&at.place) else {
             return Ok((Step::End(End::Lost { why: format!("{} is not there", at.place) }), String::new()));
         };
+        if at.device == TUNNEL && !space.links.contains_key(TUNNEL) {
+            let why = format!("{} has no tunnel on this node", at.place);
+            return Ok((Step::End(End::Lost { why }), String::new()));
+        }
         let rules = space.tables.get("bridge shisa");
         if let Some(Verdict::Drop { chain, rule }) =
             rules.map(|t| hook(t, "prerouting", packet)).transpose()?

@@ -200,6 +200,72 @@ fn the_way_between_subnets_is_routed_by_the_sender() {
     check(false, 1, "10.0.2.1", ECHO, ("1:net 1:router", "answered"));
 }
 
+/// Port 1 in network 1 and port 2 in network 3, which meet by two routers with a leg each in network 2; the second
+/// router is in the documents of those `told`.
+fn two_routers(told: &[u8]) -> World {
+    let open = rules(&[(None, None, Remote::Any)]);
+    let ports = [port(1, 1, "10.0.1.5", &open), port(2, 3, "10.0.3.5", &open)];
+    let interface = |n: u8, network: u8, address: &str| RouterInterface {
+        port: id(5, n),
+        network: id(1, network),
+        mac: mac(5, n),
+        addresses: vec![address.parse().unwrap()],
+    };
+    let router = |n: u8, interfaces, route: (&str, &str)| Router {
+        id: id(4, n),
+        admin_up: true,
+        interfaces,
+        gateway: None,
+        routes: vec![(route.0.parse().unwrap(), route.1.parse().unwrap())],
+        central: false,
+        forwards: vec![],
+    };
+    let first = vec![interface(1, 1, "10.0.1.1/24"), interface(2, 2, "10.0.2.1/24")];
+    let second = vec![interface(3, 2, "10.0.2.2/24"), interface(4, 3, "10.0.3.1/24")];
+    let routers =
+        [router(1, first, ("10.0.3.0/24", "10.0.2.2")), router(2, second, ("10.0.1.0/24", "10.0.2.1"))];
+    let mut world = World::default();
+    for n in [1u8, 2] {
+        let mut sections = std::collections::BTreeMap::new();
+        for m in 1..=3 {
+            let section = Section::Network(network(m, &format!("10.0.{m}.0/24"), false));
+            sections.insert(SectionKey::Network(id(1, m)), section);
+        }
+        for (port, node) in ports.iter().zip([1, 2]) {
+            let addresses = vec![port.fixed[0].address];
+            let member = Member { mac: port.mac, addresses, vtep: Some(vtep(node)), name: String::new() };
+            let members = Members { network: port.network, ports: [(port.id, member)].into() };
+            sections.insert(SectionKey::Members(port.network), Section::Members(members));
+        }
+        sections.insert(SectionKey::Rules(open.hash()), Section::Rules(open.clone()));
+        let own = &ports[usize::from(n) - 1];
+        sections.insert(SectionKey::Port(own.id), Section::Port(own.clone()));
+        for router in routers.iter().filter(|r| r.id == id(4, n) || told.contains(&n)) {
+            sections.insert(SectionKey::Router(router.id), Section::Router(router.clone()));
+        }
+        let (node_address, physical) = (vtep(n), std::collections::BTreeMap::new());
+        let settings = Settings { cloud: 1, node_address, vxlan_port: 4789, uplink: None, physical };
+        world.node(&format!("node-{n}"), &settings, Document { sections, ..Document::default() });
+    }
+    world
+}
+
+#[test]
+fn the_way_through_two_routers_needs_both_on_both_nodes() {
+    let flow = |to: &str| Flow { to: to.parse().unwrap(), protocol: 1, port: None };
+    let end = |told: &[u8], from: u8, to: &str| two_routers(told).trace(id(3, from), flow(to)).unwrap().end;
+    let lost = |end: End| match end {
+        End::Lost { why } => why,
+        other => panic!("{other}"),
+    };
+    let nowhere = lost(end(&[], 1, "10.0.3.5"));
+    assert!(nowhere.starts_with("no device of the network leads to"), "{nowhere}");
+    let tunnel = lost(end(&[1], 1, "10.0.3.5"));
+    assert!(tunnel.ends_with("has no tunnel on this node"), "{tunnel}: nothing there leads back");
+    assert_eq!(end(&[1, 2], 1, "10.0.3.5"), End::Delivered { port: id(3, 2) });
+    assert_eq!(end(&[1, 2], 2, "10.0.1.5"), End::Delivered { port: id(3, 1) });
+}
+
 #[test]
 fn the_way_outside_takes_the_source_that_it_has() {
     for physical in [false, true] {

@@ -1,7 +1,7 @@
 //! Ports at the API.
 
 use super::{
-    BY_DEVICE, BY_GROUP, BY_NETWORK, DhcpOption, FLOATING_IP, NewPort, Owner, PAIRS_MAX, Pair, Port,
+    BY_DEVICE, BY_GROUP, BY_NETWORK, DhcpOption, FLOATING_IP, Fixed, NewPort, Owner, PAIRS_MAX, Pair, Port,
     WantedIp, addresses, put,
 };
 use crate::attr::{Flag, Meta, Text, input, missing, nullable, read_only};
@@ -9,12 +9,12 @@ use crate::network::Network;
 use crate::rbac;
 use crate::resource::{self, Resource, Wanted};
 use crate::security_group::SecurityGroup;
-use api::{Call, Target};
+use api::{Call, Target, View};
 use base::units::Mac;
 use base::{Context, Error, Id, ProjectId, Result};
 use ipnet::IpNet;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -101,39 +101,37 @@ impl Resource for Port {
             || state.get::<Network>(&self.network).is_some_and(|n| cx.sees(n.meta.project))
     }
 
-    fn view(&self, _: &State, cx: &Context) -> Map<String, Value> {
-        let mut view = self.meta.view(&self.id.to_string());
-        let fixed: Vec<_> =
-            self.fixed.iter().map(|f| json!({"subnet_id": f.subnet, "ip_address": f.address})).collect();
-        let pairs: Vec<_> = self.pairs.iter().map(|p| pair_view(p, self.mac)).collect();
-        let options: Vec<_> = self
-            .dhcp_options
-            .iter()
-            .map(
-                |o| json!({"opt_name": o.name, "opt_value": o.value, "ip_version": if o.v6 { 6 } else { 4 }}),
-            )
-            .collect();
-        let shown = json!({
-            "network_id": self.network, "mac_address": self.mac, "admin_state_up": self.admin_up,
-            "status": self.status(), "fixed_ips": fixed, "device_id": self.device, "device_owner": self.owner,
-            "security_groups": self.groups, "allowed_address_pairs": pairs,
-            "port_security_enabled": self.port_security, "extra_dhcp_opts": options, "dns_name": self.dns_name,
-            "dns_assignment": [], "qos_policy_id": null, "qos_network_policy_id": null, "binding:vnic_type": "normal",
-            "propagate_uplink_status": self.propagate_uplink,
-            "ip_allocation": if self.fixed.is_empty() { "none" } else { "immediate" },
-        });
-        view.extend(shown.as_object().cloned().unwrap_or_default());
+    fn view(&self, _: &State, cx: &Context, view: &mut View) {
+        self.meta.view(self.id, view);
+        view.put("network_id", &self.network);
+        view.put("mac_address", &self.mac);
+        view.put("admin_state_up", &self.admin_up);
+        view.put("status", &self.status());
+        view.objects("fixed_ips", &self.fixed, Fixed::view);
+        view.put("device_id", &self.device);
+        view.put("device_owner", &self.owner);
+        view.put("security_groups", &self.groups);
+        view.objects("allowed_address_pairs", &self.pairs, |p, view| pair_view(p, self.mac, view));
+        view.put("port_security_enabled", &self.port_security);
+        view.objects("extra_dhcp_opts", &self.dhcp_options, option_view);
+        view.put("dns_name", &self.dns_name);
+        view.put("dns_assignment", &[(); 0]);
+        view.put("qos_policy_id", &());
+        view.put("qos_network_policy_id", &());
+        view.put("binding:vnic_type", &"normal");
+        view.put("propagate_uplink_status", &self.propagate_uplink);
+        view.put("ip_allocation", &if self.fixed.is_empty() { "none" } else { "immediate" });
         if cx.everywhere {
             let bound = !self.host.is_empty();
-            view.insert("binding:host_id".into(), json!(self.host));
-            view.insert("binding:vif_type".into(), json!(if bound { "bridge" } else { "unbound" }));
-            view.insert(
-                "binding:vif_details".into(),
-                if bound { json!({"port_filter": true}) } else { json!({}) },
-            );
-            view.insert("binding:profile".into(), json!({}));
+            view.put("binding:host_id", &self.host);
+            view.put("binding:vif_type", &if bound { "bridge" } else { "unbound" });
+            view.object("binding:vif_details", |view| {
+                if bound {
+                    view.put("port_filter", &true);
+                }
+            });
+            view.object("binding:profile", |_| {});
         }
-        view
     }
 
     fn having<'a>(state: &'a State, attribute: &str, value: &str) -> Option<Vec<&'a Arc<Port>>> {
@@ -144,6 +142,17 @@ impl Resource for Port {
                 value.parse().map_or(none, |id: Id<SecurityGroup>| state.by(&BY_GROUP, id).collect())
             }
             "device_id" if !value.is_empty() => state.by(&BY_DEVICE, value.to_string()).collect(),
+            _ => return None,
+        })
+    }
+
+    fn shows(&self, attribute: &str, value: &str) -> Option<bool> {
+        Some(match attribute {
+            "network_id" => self.network.to_string() == value,
+            "device_id" => self.device == value,
+            "device_owner" => self.owner.0 == value,
+            "status" => self.status() == value,
+            "security_groups" => self.groups.iter().any(|g| g.to_string() == value),
             _ => return None,
         })
     }
@@ -258,10 +267,24 @@ fn service_port(port: &Port) -> Error {
     .named("ServicePortInUse")
 }
 
-fn pair_view(pair: &Pair, mac: Mac) -> Value {
+impl Fixed {
+    pub(crate) fn view(&self, view: &mut View) {
+        view.put("subnet_id", &self.subnet);
+        view.put("ip_address", &self.address);
+    }
+}
+
+fn option_view(option: &DhcpOption, view: &mut View) {
+    view.put("opt_name", &option.name);
+    view.put("opt_value", &option.value);
+    view.put("ip_version", if option.v6 { &6 } else { &4 });
+}
+
+fn pair_view(pair: &Pair, mac: Mac, view: &mut View) {
     let whole = pair.net.prefix_len() == pair.net.max_prefix_len();
     let address = if whole { pair.net.addr().to_string() } else { pair.net.to_string() };
-    json!({"ip_address": address, "mac_address": pair.mac.unwrap_or(mac)})
+    view.put("ip_address", &address);
+    view.put("mac_address", &pair.mac.unwrap_or(mac));
 }
 
 fn groups(

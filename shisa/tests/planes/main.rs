@@ -28,10 +28,19 @@ struct Plan {
     rollbacks: usize,
     kills: usize,
     pauses: usize,
+    /// Times are held to their bounds: not among the ordinary tests, where other work is on the machine.
+    timed: bool,
 }
 
-const SHORT: Plan =
-    Plan { rate: 100, control: Duration::from_secs(2), switches: 8, rollbacks: 4, kills: 8, pauses: 1 };
+const SHORT: Plan = Plan {
+    rate: 100,
+    control: Duration::from_secs(2),
+    switches: 8,
+    rollbacks: 4,
+    kills: 8,
+    pauses: 1,
+    timed: false,
+};
 const FULL: Plan = Plan {
     rate: 500,
     control: Duration::from_secs(20),
@@ -39,6 +48,7 @@ const FULL: Plan = Plan {
     rollbacks: 100,
     kills: 200,
     pauses: 5,
+    timed: true,
 };
 
 /// Checks, as they come.
@@ -98,21 +108,21 @@ async fn run(plan: &Plan, store: Option<&str>, checks: &mut Checks) {
     let switched = running.stop().await;
     println!("switches: {}", switched.summary());
     checks.that("no request fails in switches", switched.failed() == 0, switched.failures());
-    quantile(checks, "writes held in a switch", &held, 0.99, 250.0, 1_000.0);
+    quantile(checks, plan.timed, "writes held in a switch", &held, 0.99, 250.0, 1_000.0);
 
     let running = load.start(plan.rate);
     let back = rollbacks(&planes, plan.rollbacks).await;
     let taken_back = running.stop().await;
     println!("rollbacks: {}", taken_back.summary());
     checks.that("no request fails in rollbacks", taken_back.failed() == 0, taken_back.failures());
-    quantile(checks, "back from the trigger", &back, 1.0, 1_000.0, 1_000.0);
+    quantile(checks, plan.timed, "back from the trigger", &back, 1.0, 1_000.0, 1_000.0);
 
     let running = load.start(plan.rate);
     let away = kills(&mut planes, &load, plan.kills).await;
     let killed = running.stop().await;
     println!("kills: {}", killed.summary());
     checks.that("no request fails in kills", killed.failed() == 0, killed.failures());
-    quantile(checks, "reads and writes back after kill -9", &away, 0.99, 1_000.0, f64::MAX);
+    quantile(checks, plan.timed, "reads and writes back after kill -9", &away, 0.99, 1_000.0, f64::MAX);
 
     let running = load.start(plan.rate);
     let mut taken = 0;
@@ -141,17 +151,17 @@ async fn run(plan: &Plan, store: Option<&str>, checks: &mut Checks) {
 }
 
 /// Prints the middle, the wanted quantile and the largest of some milliseconds.
-fn quantile(checks: &mut Checks, name: &str, ms: &[f64], at: f64, most: f64, ever: f64) {
+fn quantile(checks: &mut Checks, timed: bool, name: &str, ms: &[f64], at: f64, most: f64, ever: f64) {
     let mut sorted = ms.to_vec();
     sorted.sort_by(f64::total_cmp);
     let pick = |q: f64| sorted[((sorted.len() as f64 * q).ceil() as usize).clamp(1, sorted.len()) - 1];
     let good = pick(at) <= most && pick(1.0) <= ever;
     let (half, p99, max) = (pick(0.5), pick(0.99), pick(1.0));
-    checks.that(
-        name,
-        good,
-        format!("{} times, p50 {half:.1} ms, p99 {p99:.1} ms, max {max:.1} ms", ms.len()),
-    );
+    let detail = format!("{} times, p50 {half:.1} ms, p99 {p99:.1} ms, max {max:.1} ms", ms.len());
+    match timed {
+        true => checks.that(name, good, detail),
+        false => println!("       {name}: {detail}"),
+    }
 }
 
 async fn switches(planes: &Planes, count: usize) -> Vec<f64> {
