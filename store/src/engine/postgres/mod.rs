@@ -30,7 +30,7 @@ use tokio_postgres::{Config, Row};
 pub const FORMAT: i64 = 1;
 /// The log is kept this long (microseconds).
 const LOG_KEEP_MICROS: i64 = 3_600_000_000;
-/// Old entries and deleted records are taken out once this many entries were added; twice as many at most.
+/// Old entries and deleted records are taken out once there are this many more; twice as many at most.
 const TIDY_EVERY: usize = 256;
 /// Callers wait for it: it is given up for this time when it takes longer.
 const TIDY_MAX: Duration = Duration::from_millis(200);
@@ -329,7 +329,7 @@ impl Engine for Postgres {
     fn append(&mut self, batch: &Batch) -> Append {
         let ended = self.write(batch).unwrap_or_else(|failed| self.failed(batch, failed));
         self.unknown = matches!(ended, Append::Unknown(_)).then_some(batch.id);
-        if ended == Append::Done && self.added >= TIDY_EVERY {
+        if ended == Append::Done && self.added.max(self.gone.len()) >= TIDY_EVERY {
             self.tidy(batch.time());
         }
         ended
