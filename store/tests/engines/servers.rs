@@ -93,6 +93,11 @@ impl Server {
         }
     }
 
+    #[allow(dead_code, reason = "of the bench")]
+    pub fn pids(&self) -> Vec<u32> {
+        self.members.iter().filter_map(|m| m.process.as_ref()).map(Child::id).collect()
+    }
+
     /// SIGKILL, and nobody left of it.
     pub fn kill(&mut self) {
         (0..self.members.len()).for_each(|member| self.kill_member(member));

@@ -27,14 +27,14 @@ const TXN_BYTES: usize = 1 << 20;
 const PENDING_BYTES: usize = 64 << 20;
 const AGAIN: Duration = Duration::from_millis(100);
 /// Batches after which the log is looked at, and how many are taken out at once.
-const TRIM_EVERY: usize = 64;
+const TRIM_EVERY: usize = 128;
 const TRIM_MAX: usize = 512;
 /// The log is kept this long (microseconds), or as long as it is no larger.
 const LOG_KEEP_MICROS: i64 = 3_600_000_000;
 const LOG_BYTES_MAX: u64 = 256 << 20;
 /// etcd's own history is of use to who reads images meanwhile.
-const HISTORY_KEEP: Duration = Duration::from_secs(10);
-const COMPACT_EVERY: Duration = Duration::from_secs(2);
+const HISTORY_KEEP: Duration = Duration::from_secs(30);
+const COMPACT_EVERY: Duration = Duration::from_secs(5);
 /// Revisions of etcd that are not worth a compaction.
 const COMPACT_MIN: i64 = 1_000;
 

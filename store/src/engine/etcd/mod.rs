@@ -5,7 +5,7 @@
 //! `value`. All reads are linearizable, and any member answers.
 //!
 //! etcd keeps its history until it is compacted, and takes no writes past its quota (2 GiB unless it is told otherwise):
-//! the owner keeps 10 s of history and at most 256 MiB of log, and compacts for the whole cluster, which therefore is
+//! the owner keeps 30 s of history and at most 256 MiB of log, and compacts for the whole cluster, which therefore is
 //! Shisa's own. When the quota is used up changes are refused (`NoRoom`) and the lease, a write too, lapses, until an
 //! operator has raised it (`--quota-backend-bytes`) and ended the alarm (`etcdctl alarm disarm`).
 //!
@@ -35,9 +35,12 @@ const BATCH_BYTES_MAX: usize = (3 << 19) - (64 << 10);
 const PORT: &str = "2379";
 /// The cell of a URL that names none.
 const CELL: &str = "shisa";
-/// Images, and batches, that are read at once.
-const PAGE_IMAGES: i64 = 1_000;
-const PAGE_BATCHES: i64 = 64;
+/// The parts that images are in, and how many are read at once.
+const PARTS: usize = 256;
+const PARTS_AT_ONCE: usize = 8;
+/// Images of a part, and batches, that are read at once.
+const PAGE_IMAGES: i64 = 2_000;
+const PAGE_BATCHES: i64 = 16;
 /// An append waits this long for images to be folded, where far too many wait.
 const ROOM_WAIT: Duration = Duration::from_millis(200);
 
@@ -155,6 +158,22 @@ impl Etcd {
         if failed.cannot_go_on() { Append::Refused(why) } else { Append::Unknown(why) }
     }
 
+    /// Gives the images of a part, of which the first page was found, but for those that are newer elsewhere.
+    fn part(&mut self, mut page: Range, mut found: Ranged, newer: &Images, each: Each) -> Result<()> {
+        loop {
+            for KeyValue { key, value } in &found.kvs {
+                let named = self.keys.named(key);
+                let (kind, key) = named.ok_or_else(|| Error::internal("A key in etcd is no image's."))?;
+                if !newer.contains_key(&(kind.into(), key.into())) {
+                    each(kind, key, value)?;
+                }
+            }
+            let Some(last) = found.kvs.last().filter(|_| found.more) else { return Ok(()) };
+            page.key = [&last.key[..], &[0]].concat().into();
+            found = self.piece(&page)?;
+        }
+    }
+
     /// Gives what the batches after `after` made of the records.
     fn unfolded(&mut self, after: Revision, head: Revision, at: i64) -> Result<Images> {
         let mut images = Images::new();
@@ -181,30 +200,19 @@ fn size(batch: &Batch) -> u64 {
 
 impl Engine for Etcd {
     fn images(&mut self, each: Each) -> Result<Head> {
-        let range = self.all_small();
-        let found = self.piece(&range)?;
+        let found = self.piece(&self.all_small())?;
         let (small, at) = (Small::of(&found.kvs), found.header.map_or(0, |h| h.revision));
         let head = head_of(&small);
         let newer = self.unfolded(small.number("folded"), head.revision, at)?;
-        let (mut key, end) = self.keys.all("image");
-        loop {
-            let page = Range {
-                key: key.into(),
-                end: end.clone().into(),
-                limit: PAGE_IMAGES,
-                revision: at,
-                ..Range::default()
-            };
-            let found = self.piece(&page)?;
-            for KeyValue { key, value } in &found.kvs {
-                let (kind, key) =
-                    self.keys.named(key).ok_or_else(|| Error::internal("A key in etcd is no image's."))?;
-                if !newer.contains_key(&(kind.into(), key.into())) {
-                    each(kind, key, value)?;
-                }
+        for first in (0..PARTS).step_by(PARTS_AT_ONCE) {
+            let ends = (first..first + PARTS_AT_ONCE).map(|part| self.keys.all(&format!("image/{part:02x}")));
+            let pages = ends.map(|(key, end)| page(key, end, at)).collect::<Vec<_>>();
+            let all = Txn { success: pages.iter().cloned().map(range).collect(), ..Txn::default() };
+            let done = self.client.call_within::<TxnDone>(LOAD_MAX, TXN, &all);
+            let done = done.map_err(|failed| self.client.told(failed))?;
+            for (page, found) in pages.into_iter().zip(done.responses) {
+                self.part(page, found.range.unwrap_or_default(), &newer, each)?;
             }
-            let Some(last) = found.kvs.last().filter(|_| found.more) else { break };
-            key = format!("{}\0", String::from_utf8_lossy(&last.key));
         }
         for ((kind, key), image) in &newer {
             if let Some(image) = image {
@@ -307,6 +315,11 @@ impl Engine for Etcd {
             folder.finish();
         }
     }
+}
+
+fn page(key: String, end: String, at: i64) -> Range {
+    let (key, end) = (key.into(), end.into());
+    Range { key, end, limit: PAGE_IMAGES, revision: at, ..Range::default() }
 }
 
 fn is_at(head: &Small, epoch: u64, revision: Revision) -> bool {

@@ -3,8 +3,10 @@
 //! ```text
 //! CELL/head/format epoch revision batch time total owner counter free folded
 //! CELL/log/LAST           a batch, under its last revision (16 hexadecimal digits)
-//! CELL/image/KIND/KEY     the newest image of a record, up to `folded`
+//! CELL/image/XX/KIND/KEY  the newest image of a record, up to `folded`; XX is a part of the key's hash
 //! ```
+//!
+//! Images lie in parts because etcd, asked for the first thousand keys of a range, walks through all of them.
 
 use super::message::KeyValue;
 use crate::engine::{Batch, Logged};
@@ -31,7 +33,7 @@ impl Keys {
     }
 
     pub fn image(&self, kind: &str, key: &str) -> String {
-        format!("{}/image/{kind}/{key}", self.0)
+        format!("{}/image/{:02x}/{kind}/{key}", self.0, part(key))
     }
 
     /// From the first key of a folder to behind its last.
@@ -42,8 +44,15 @@ impl Keys {
 
     /// Kind and key of an image's key.
     pub fn named<'a>(&self, key: &'a [u8]) -> Option<(&'a str, &'a str)> {
-        std::str::from_utf8(key).ok()?.get(self.0.len() + "/image/".len()..)?.split_once('/')
+        std::str::from_utf8(key).ok()?.get(self.0.len() + "/image/XX/".len()..)?.split_once('/')
     }
+}
+
+/// The part that a record's image is in: FNV-1a, which never changes.
+fn part(key: &str) -> u8 {
+    let hash = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+    let hash = key.as_bytes().iter().fold(0xcbf2_9ce4_8422_2325, hash);
+    (hash ^ (hash >> 32)) as u8
 }
 
 /// The small keys, read at once.
@@ -174,6 +183,7 @@ mod tests {
         assert!(keys.log(9) < keys.log(10) && keys.log(255) < keys.log(256));
         let (from, to) = keys.all("log");
         assert!(from < keys.log(0) && keys.log(u64::MAX) < to);
+        assert_eq!(keys.image("note", "a"), "blue/image/c0/note/a", "parts stay what they are");
         assert_eq!(keys.named(keys.image("object", "a/b").as_bytes()), Some(("object", "a/b")));
     }
 }

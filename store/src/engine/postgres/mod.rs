@@ -30,10 +30,12 @@ use tokio_postgres::{Config, Row};
 pub const FORMAT: i64 = 1;
 /// The log is kept this long (microseconds).
 const LOG_KEEP_MICROS: i64 = 3_600_000_000;
-/// Old entries and deleted records are taken out once this many entries were added; twice as many at most.
+/// Old entries and deleted records are taken out once there are this many more; twice as many at most.
 const TIDY_EVERY: usize = 256;
 /// Callers wait for it: it is given up for this time when it takes longer.
 const TIDY_MAX: Duration = Duration::from_millis(200);
+/// The limit of a call is doubled after one that was late, so often at most: the lease is over by then.
+const LATE_DOUBLED_MAX: u32 = 2;
 /// Deleted records that are remembered to be taken out; more are found at the next start.
 const GONE_MAX: usize = 100_000;
 /// Encoded size of a batch: what a slow disk still writes within a call.
@@ -47,6 +49,8 @@ pub struct Postgres {
     session: Option<Session>,
     /// Of the row when it was taken: an attempt that was given up and comes late does not meet it again.
     fence: i64,
+    /// Calls since the last that was answered.
+    late: u32,
     /// The batch whose last attempt ended as nobody knows.
     unknown: Option<u64>,
     /// Entries since it was last tidied.
@@ -75,9 +79,9 @@ impl Postgres {
         }
         config.connect_timeout(CONNECT_MAX / config.get_hosts().len().max(1) as u32);
         let (io, name) = (wire::io()?, name(&config));
-        let (session, unknown) = (None, None);
+        let (session, late, unknown) = (None, 0, None);
         let mut engine =
-            Postgres { io, config, name, session, fence: 0, unknown, added: 0, gone: Vec::new() };
+            Postgres { io, config, name, session, fence: 0, late, unknown, added: 0, gone: Vec::new() };
         engine.prepare_tables()?;
         Ok(engine)
     }
@@ -126,12 +130,23 @@ impl Postgres {
         max: Duration,
         f: impl AsyncFnOnce(&mut Session) -> Result<T, tokio_postgres::Error>,
     ) -> Result<T, Failed> {
+        // A new connection costs time, too: on a machine that is too busy, the same patience would never be enough.
+        let max = max * (1 << self.late.min(LATE_DOUBLED_MAX));
+        let value = self.exchange(max, f);
+        self.late = if matches!(value, Err(Failed::Late)) { self.late + 1 } else { 0 };
+        value
+    }
+
+    fn exchange<T>(
+        &mut self,
+        max: Duration,
+        f: impl AsyncFnOnce(&mut Session) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<T, Failed> {
         let until = Instant::now() + max;
+        let connect = Session::connect(&self.config);
         let mut session = match self.session.take().filter(Session::is_open) {
             Some(session) => session,
-            None => {
-                wire::wait(&self.io, CONNECT_MAX, Session::connect(&self.config)).ok_or(Failed::Late)??
-            }
+            None => wire::wait(&self.io, max / 2, connect).ok_or(Failed::Late)??,
         };
         let left = until.saturating_duration_since(Instant::now());
         let value = wire::wait(&self.io, left, f(&mut session)).ok_or(Failed::Late)?;
@@ -329,7 +344,7 @@ impl Engine for Postgres {
     fn append(&mut self, batch: &Batch) -> Append {
         let ended = self.write(batch).unwrap_or_else(|failed| self.failed(batch, failed));
         self.unknown = matches!(ended, Append::Unknown(_)).then_some(batch.id);
-        if ended == Append::Done && self.added >= TIDY_EVERY {
+        if ended == Append::Done && self.added.max(self.gone.len()) >= TIDY_EVERY {
             self.tidy(batch.time());
         }
         ended
