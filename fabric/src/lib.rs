@@ -201,7 +201,10 @@ impl Fabric {
     fn report(&self, port: &base::node::Port) -> PortReport {
         let sure = !self.unsure.contains(&Place::Network(port.network));
         let up = port.admin_up && self.taps.contains_key(&port.id) && sure;
-        PortReport { up, claims: self.claims.of(port.id) }
+        let mut macs = self.claims.of(port.id);
+        let claims = macs.keys().copied().collect();
+        macs.retain(|_, mac| *mac != port.mac);
+        PortReport { up, claims, macs }
     }
 
     fn remember(&mut self, sections: &Sections) {

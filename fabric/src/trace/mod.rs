@@ -17,7 +17,7 @@ pub use packet::Packet;
 use crate::Settings;
 use crate::plan::{FLOWS, Powers, SHORTCUTS, Sections, plan};
 use crate::state::{HOST_LEG, KernelState, Link, LinkKind, MAIN, Place, Space, TUNNEL, tap};
-use base::node::Document;
+use base::node::{Document, claim_id};
 use base::units::Mac;
 use rules::{Verdict, hook};
 use std::collections::BTreeMap;
@@ -244,7 +244,11 @@ impl World {
             Step::To(At { node: node.to_string(), place, device: device.to_string() })
         };
         let s = Sections::of(&node.document);
-        if let Some(port) = s.ports_of(network).find(|port| port.mac == mac) {
+        let virtual_at = |port: &base::node::Port| {
+            let members = s.members.get(&network).map(|members| &members.ports);
+            members.is_some_and(|members| members.contains_key(&claim_id(port.id, mac)))
+        };
+        if let Some(port) = s.ports_of(network).find(|port| port.mac == mac || virtual_at(port)) {
             return Some((tap(port.id), Step::End(End::Delivered { port: port.id })));
         }
         for (place, other) in &node.state.places {
