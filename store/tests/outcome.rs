@@ -304,7 +304,8 @@ async fn more_than_a_batch_may_wait_for_a_slow_engine() {
     let (open, gate) = std::sync::mpsc::channel();
     let db = rusqlite::Connection::open_in_memory().unwrap();
     let wire = Wire { engine: Sqlite::over(db, "FULL").unwrap(), faults: Arc::default() };
-    let cell = Cell::open(Box::new(Gate(wire, gate)), schema(), key(), Options::default()).unwrap();
+    let options = Options { monotonic: || Duration::ZERO, ..Options::default() };
+    let cell = Cell::open(Box::new(Gate(wire, gate)), schema(), key(), options).unwrap();
     let mut asked: Vec<_> = (0..3 * BATCH_MAX).map(|n| Asked::write(&cell, &n.to_string())).collect();
     drop(open);
     for asked in &mut asked {

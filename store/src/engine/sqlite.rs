@@ -21,6 +21,8 @@ pub const FORMAT: i64 = 1;
 const LOG_KEEP_MICROS: i64 = 3_600_000_000;
 /// Old entries that an append takes out beyond twice those that it adds.
 const TRIM_MORE: i64 = 64;
+/// Of the log, read at once.
+const TAIL_BYTES_MAX: usize = 8 << 20;
 /// A write waits this long for another process's, which is never longer than one batch.
 const BUSY_MAX: Duration = Duration::from_millis(500);
 
@@ -261,7 +263,15 @@ impl Engine for Sqlite {
                 let (revision, epoch): (i64, i64) = (row.get(0)?, row.get(1)?);
                 Ok(Logged { revision: revision as u64, epoch: epoch as u64, body: row.get(2)? })
             });
-            let entries = rows.map_err(sql)?.collect::<rusqlite::Result<Vec<_>>>().map_err(sql)?;
+            let (mut entries, mut bytes) = (Vec::new(), 0);
+            for entry in rows.map_err(sql)? {
+                let entry = entry.map_err(sql)?;
+                bytes += entry.body.len();
+                entries.push(entry);
+                if bytes >= TAIL_BYTES_MAX {
+                    break;
+                }
+            }
             match entries.first() {
                 Some(first) if first.revision == after + 1 => Ok(Tail::Entries(entries)),
                 Some(_) | None => Ok(Tail::Trimmed),
