@@ -15,11 +15,14 @@ TEST := $(if $(shell command -v cargo-nextest),cargo nextest run --no-fail-fast,
 
 # What must be there, each with the Debian package that brings it.
 PROGRAMS := cc:gcc ld.lld:lld qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils nft:nftables ip:iproute2 \
-  ssh:openssh-client ping:iputils-ping python3:python3 cpio:cpio zstd:zstd mke2fs:e2fsprogs unshare:util-linux \
-  busybox:busybox iperf3:iperf3
+  ssh:openssh-client ping:iputils-ping python3:python3 cpio:cpio zstd:zstd mke2fs:e2fsprogs unshare:util-linux
+# What tests need beyond that, and what measuring a network does.
+TEST_PROGRAMS := busybox:busybox iperf3:iperf3
+BENCH_PROGRAMS := iperf3:iperf3 jq:jq sockperf:sockperf ethtool:ethtool
 
-.PHONY: help deps deps-test cargo build up down guest clients test acceptance fabric-test fabric-test-broken gate bench \
-  bench-store bench-network bench-fabric bench-fabric-node conformance clean
+.PHONY: help deps deps-test deps-bench cargo build up down guest clients test acceptance fabric-test fabric-test-debian \
+  fabric-test-broken planes-test planes-test-broken gate bench bench-store bench-network bench-fabric bench-fabric-node \
+  conformance clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
@@ -33,15 +36,21 @@ define install
 	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null; }
 endef
 
-deps: cargo ## installs the Debian packages that are missing, and no others
-	@missing=(); \
-	for p in $(PROGRAMS); do command -v "$${p%:*}" >/dev/null || missing+=("$${p#*:}"); done; \
+# The packages of the programs in WANTED that are not there.
+define programs
+missing=(); \
+	for p in $$WANTED; do command -v "$${p%:*}" >/dev/null || missing+=("$${p#*:}"); done; \
 	[ -e /usr/include/stdio.h ] || missing+=(libc6-dev); \
 	python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv); \
 	$(install)
+endef
+
+deps: cargo ## installs the Debian packages that are missing, and no others
+	@WANTED='$(PROGRAMS)'; $(programs)
 
 # The tests start servers of their own: what the packages would start is not wanted.
-deps-test: deps ## what the tests need beyond that: the servers of the store's engines
+deps-test: deps ## what the tests need beyond that: the servers of the store's engines, and tools for packets
+	@WANTED='$(TEST_PROGRAMS)'; $(programs)
 	@missing=(); command -v pg_createcluster >/dev/null || missing+=(postgresql-common); $(install)
 	@conf=/etc/postgresql-common/createcluster.conf; compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || \
 	  sed -i 's/^#* *create_main_cluster *=.*/create_main_cluster = false/' $$conf
@@ -49,6 +58,9 @@ deps-test: deps ## what the tests need beyond that: the servers of the store's e
 	etcd=$$(command -v etcd); [ -n "$$etcd" ] || missing+=(etcd-server); \
 	command -v etcdctl >/dev/null || missing+=(etcd-client); \
 	($(install)) && { [ -n "$$etcd" ] || systemctl disable -q --now etcd 2>/dev/null || true; }
+
+deps-bench: deps
+	@WANTED='$(BENCH_PROGRAMS)'; $(programs)
 
 cargo:
 	@command -v cargo >/dev/null || { echo "make: there is no cargo: install Rust 1.95 or newer with rustup" >&2; exit 1; }
@@ -68,21 +80,25 @@ down: ## ends everything of the cloud, also after a crash; records stay (make do
 clients: deps ## makes .venv with the openstack client
 	conformance/clients
 
-test: deps deps-test guest clients ## every test that does not need hours
+test: deps-test guest clients ## every test that does not need hours
 	$(TEST) --workspace
 	$(MAKE) acceptance
 
 acceptance: deps guest clients ## a user's day with the openstack client on real guests (part of test)
 	cargo test -p shisa --test client -- --ignored --nocapture
 
-fabric-test: deps ## three hosts with real packets, the long form (a short one is part of test)
+fabric-test: deps-test ## three hosts with real packets, the long form (a short one is part of test)
 	cargo test -p shisa --test fabric --no-run
 	cargo test -q -p shisa --test fabric -- --full
+
+fabric-test-debian: deps-test ## the same in a guest with Debian's kernel: tracked bridges, flowtables
+	guest/host/build
+	shisa/tests/fabric/debian --full
 
 # Each fault with a check that must find it.
 BROKEN := break-snat:snat break-security-group:group-inward break-east-west:east-west
 
-fabric-test-broken: deps ## that fabric-test finds what is broken on purpose
+fabric-test-broken: deps-test ## that fabric-test finds what is broken on purpose
 	@trap 'cargo build -q -p shisa' EXIT; \
 	for fault in $(BROKEN); do \
 	  run="cargo test -q -p shisa --test fabric --features $${fault%:*}"; \
@@ -91,6 +107,20 @@ fabric-test-broken: deps ## that fabric-test finds what is broken on purpose
 	  failed=$$(grep '^failed: ' <<<"$$said") && grep -qw -- "$${fault#*:}" <<<"$$failed" || \
 	    { echo "$$said"; echo "$${fault%:*}: $${fault#*:} did not fail"; exit 1; }; \
 	  echo "$${fault%:*}: $$failed"; \
+	done
+
+planes-test: deps-test ## two planes over each engine under load: switched, taken back, killed (a short form is part of test)
+	cargo test --release -p shisa --test planes --no-run
+	cargo test --release -q -p shisa --test planes -- --full
+
+planes-test-broken: deps-test ## that planes-test finds an owner that is not fenced, and requests that are done twice
+	@trap 'cargo build -q -p shisa' EXIT; \
+	for fault in break-fence break-replay; do \
+	  run="cargo test -q -p shisa --test planes --features $$fault"; \
+	  $$run --no-run || exit 1; \
+	  if said=$$($$run 2>&1); then echo "$$fault: nothing failed"; exit 1; fi; \
+	  failed=$$(grep '^failed: ' <<<"$$said") || { echo "$$said"; echo "$$fault: it did not end"; exit 1; }; \
+	  echo "$$fault: $$failed"; \
 	done
 
 gate: deps ## format, lints, tests: cheapest first
@@ -109,9 +139,11 @@ bench-store: deps deps-test ## the store on each engine beside its budgets: make
 bench-network: deps ## Networking beside a real neutron-server: make bench-network PEER=DIR (without: alone)
 	cargo build --release -p shisa && PEER='$(if $(PEER),$(abspath $(PEER)))' cargo bench -p bench --bench network
 
-# The same directory, with dataplane-limits.sh.
-bench-fabric: deps ## the fabric beside other data planes of this kernel: make bench-fabric PEER=DIR (without: alone)
-	cargo build --release -p fabric --example host && bench/fabric $(TARGET)/release/examples/host $(PEER)
+# The same directory, with dataplane-limits.sh. Samples stay in the target's directory.
+bench-fabric: deps-bench ## the fabric beside other data planes, here and by instructions in a guest: make bench-fabric PEER=DIR
+	cargo build --release -p fabric --example host
+	bench/fabric native $(TARGET)/release/examples/host $(TARGET)/bench-fabric $(PEER)
+	$(if $(PEER),bench/fabric counted $(TARGET)/release/examples/host $(TARGET)/bench-fabric $(PEER))
 
 bench-fabric-node: deps ## what a change of a node's network costs, with the budgets of issue 3; needs root
 	cargo test --release -p fabric --test host -- --ignored --nocapture --test-threads 1

@@ -574,6 +574,14 @@ pub struct PortReport {
     /// other port of this node announced later.
     #[serde(default)]
     pub claims: BTreeSet<IpAddr>,
+    /// The MAC that a claim was announced at, where that is a pair's and not the port's own, as VRRP's are.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub macs: BTreeMap<IpAddr, Mac>,
+}
+
+/// The key of a port with a MAC of its pairs among the members of its network: with each it is a member of its own.
+pub fn claim_id(port: Uuid, mac: Mac) -> Uuid {
+    Uuid::from_u64_pair(fnv(&format!("{port} {mac}")), fnv(&format!("{mac} {port}")))
 }
 
 /// What a node is, told when it joins and when it changes.

@@ -6,13 +6,15 @@
 //!
 //! The listener stands before the rules, so it looks by itself whether the port may: MAC and address of one pair.
 //!
-//! Limits: ARP of Ethernet and IPv4; IPv6 without extension headers; a claimed address is found at the port's own MAC.
+//! A pair may have a MAC of its own, as VRRP's virtual ones: an address announced at it is found at it.
+//!
+//! Limits: ARP of Ethernet and IPv4; IPv6 without extension headers.
 
 use crate::kernel::Kernel;
 use crate::plan::Sections;
 use crate::state::{Place, tap};
 use base::Result;
-use base::node::Port;
+use base::node::{Port, claim_id};
 use base::units::Mac;
 use ipnet::IpNet;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -28,8 +30,15 @@ use uuid::Uuid;
 
 const FRAME_MAX: usize = 128;
 
-/// Who claims what on a network; true once the plane says so too.
-type Held = BTreeMap<(Uuid, IpAddr), (Uuid, bool)>;
+/// Who claims what on a network.
+type Held = BTreeMap<(Uuid, IpAddr), Claim>;
+
+struct Claim {
+    holder: Uuid,
+    mac: Mac,
+    /// The plane says so too.
+    known: bool,
+}
 
 #[derive(Default)]
 pub struct Claims {
@@ -58,9 +67,11 @@ impl Claims {
         self.news.clone()
     }
 
-    pub fn of(&self, port: Uuid) -> BTreeSet<IpAddr> {
+    /// The addresses that a port claims, each with the MAC that it was announced at.
+    pub fn of(&self, port: Uuid) -> BTreeMap<IpAddr, Mac> {
         let held = lock(&self.held);
-        held.iter().filter(|(_, (holder, _))| *holder == port).map(|((_, address), _)| *address).collect()
+        let own = held.iter().filter(|(_, claim)| claim.holder == port);
+        own.map(|((_, address), claim)| (*address, claim.mac)).collect()
     }
 
     /// Listens at the taps that the sections have in these places now. Needs the runtime. What fails is tried again next time.
@@ -87,19 +98,25 @@ impl Claims {
     fn settle(&self, s: &Sections) {
         let mut held = lock(&self.held);
         for port in s.ports.values().filter(|port| !port.pairs.is_empty()) {
-            let member = s.members.get(&port.network).and_then(|members| members.ports.get(&port.id));
-            let more = member.into_iter().flat_map(|member| &member.addresses);
-            for address in more.filter(|a| port.fixed.iter().all(|fixed| fixed.address != **a)) {
-                held.entry((port.network, *address)).or_insert((port.id, true));
+            let Some(members) = s.members.get(&port.network) else { continue };
+            let macs = port.pairs.iter().map(|(_, mac)| (claim_id(port.id, *mac), *mac));
+            for (id, mac) in macs.chain([(port.id, port.mac)]) {
+                let more = members.ports.get(&id).into_iter().flat_map(|member| &member.addresses);
+                for address in more.filter(|a| port.fixed.iter().all(|fixed| fixed.address != **a)) {
+                    let claim = Claim { holder: port.id, mac, known: true };
+                    held.entry((port.network, *address)).or_insert(claim);
+                }
             }
         }
-        held.retain(|(network, address), (holder, known)| {
-            let allowed = s.ports.get(holder).is_some_and(|port| allows(&port.pairs, None, *address));
+        held.retain(|(network, address), claim| {
+            let port = s.ports.get(&claim.holder);
+            let allowed = port.is_some_and(|port| allows(&port.pairs, claim.mac, *address));
             let members = s.members.get(network).map(|members| &members.ports);
             let named = members.into_iter().flatten().find(|(_, member)| member.addresses.contains(address));
-            let ours = named.is_some_and(|(id, _)| id == holder);
-            *known |= ours;
-            allowed && (ours || !*known)
+            let ids = [claim.holder, claim_id(claim.holder, claim.mac)];
+            let ours = named.is_some_and(|(id, _)| ids.contains(id));
+            claim.known |= ours;
+            allowed && (ours || !claim.known)
         });
     }
 
@@ -126,8 +143,8 @@ fn lock(held: &Mutex<Held>) -> MutexGuard<'_, Held> {
     held.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn allows(pairs: &[(IpNet, Mac)], mac: Option<Mac>, address: IpAddr) -> bool {
-    pairs.iter().any(|(net, of)| net.contains(&address) && mac.is_none_or(|mac| mac == *of))
+fn allows(pairs: &[(IpNet, Mac)], mac: Mac, address: IpAddr) -> bool {
+    pairs.iter().any(|(net, of)| net.contains(&address) && mac == *of)
 }
 
 /// Where a listener tells.
@@ -141,13 +158,13 @@ impl Heard {
     fn frame(&self, frame: &[u8]) {
         let Some((mac, address)) = announced(frame) else { return };
         let fixed = self.port.fixed.iter().any(|fixed| fixed.address == address);
-        if fixed || !allows(&self.port.pairs, Some(mac), address) {
+        if fixed || !allows(&self.port.pairs, mac, address) {
             return;
         }
         let key = (self.port.network, address);
         let mut held = lock(&self.held);
-        if held.get(&key).is_none_or(|(holder, _)| *holder != self.port.id) {
-            held.insert(key, (self.port.id, false));
+        if held.get(&key).is_none_or(|claim| (claim.holder, claim.mac) != (self.port.id, mac)) {
+            held.insert(key, Claim { holder: self.port.id, mac, known: false });
             self.news.notify_one();
         }
     }

@@ -30,6 +30,8 @@ pub enum Action {
     LinkRemove(String),
     /// A batch for `nft -f -`: all of it or nothing.
     Nft(String),
+    /// The same, of tables that hang on devices.
+    Hook(String),
     LinkAdd(String, LinkKind, Option<Mac>),
     LinkSet(String, LinkChange),
     AddressRemove(String, IpNet),
@@ -81,9 +83,10 @@ impl Step {
             Action::NeighbourSet(..) => 14,
             Action::StationRemove(_) => 15,
             Action::StationSet(_) => 16,
-            Action::Announce(..) | Action::Introduce(..) => 17,
-            Action::Forget(_) => 18,
-            Action::Remove => 19,
+            Action::Hook(_) => 17,
+            Action::Announce(..) | Action::Introduce(..) => 18,
+            Action::Forget(_) => 19,
+            Action::Remove => 20,
         }
     }
 }
@@ -135,17 +138,17 @@ fn space(seen: &Space, want: &Space, out: &mut Vec<Action>) {
             out.push(Action::Sysctl(key.clone(), value.clone()));
         }
     }
-    links(seen, want, out);
-    tables(seen, want, out);
-    out.extend(seen.routes.difference(&want.routes).cloned().map(Action::RouteRemove));
-    out.extend(want.routes.difference(&seen.routes).cloned().map(Action::RouteAdd));
-    out.extend(seen.marks.difference(&want.marks).copied().map(Action::MarkRemove));
-    out.extend(want.marks.difference(&seen.marks).copied().map(Action::MarkAdd));
     // What was said of a device goes with it.
     let stays = |device: &String| {
         let (seen, want) = (seen.links.get(device), want.links.get(device));
         seen.zip(want).is_some_and(|(seen, want)| seen.kind.serves(&want.kind))
     };
+    links(seen, want, out);
+    tables(seen, want, &stays, out);
+    out.extend(seen.routes.difference(&want.routes).cloned().map(Action::RouteRemove));
+    out.extend(want.routes.difference(&seen.routes).cloned().map(Action::RouteAdd));
+    out.extend(seen.marks.difference(&want.marks).copied().map(Action::MarkRemove));
+    out.extend(want.marks.difference(&seen.marks).copied().map(Action::MarkAdd));
     for (device, address) in seen.neighbours.keys().filter(|(device, _)| stays(device)) {
         if !want.neighbours.contains_key(&(device.clone(), *address)) {
             out.push(Action::NeighbourRemove(device.clone(), *address));
@@ -241,29 +244,32 @@ fn is_link_local(address: IpAddr) -> bool {
     matches!(address, IpAddr::V4(address) if address.is_link_local())
 }
 
-fn tables(seen: &Space, want: &Space, out: &mut Vec<Action>) {
-    let mut batch = Vec::new();
+fn tables(seen: &Space, want: &Space, stays: &dyn Fn(&String) -> bool, out: &mut Vec<Action>) {
+    let (mut batch, mut hooks) = (Vec::new(), Vec::new());
     let mut forget = BTreeSet::new();
     for name in seen.tables.keys().filter(|name| !want.tables.contains_key(*name)) {
         batch.push(format!("delete table {name}"));
     }
     for (name, table) in &want.tables {
+        let batch = if table.devices.is_empty() { &mut batch } else { &mut hooks };
         match seen.tables.get(name) {
-            Some(have) if have.mark == table.mark => {
-                update(name, have, table, &mut batch);
+            Some(have) if have.mark == table.mark && table.devices.iter().all(stays) => {
+                update(name, have, table, batch);
                 forgotten(have, table, &mut forget);
             }
             have => {
                 if have.is_some() {
                     batch.push(format!("delete table {name}"));
                 }
-                whole(name, table, &mut batch);
+                whole(name, table, batch);
             }
         }
     }
-    if !batch.is_empty() {
-        batch.push(String::new());
-        out.push(Action::Nft(batch.join("\n")));
+    for (mut batch, action) in [(batch, Action::Nft as fn(String) -> Action), (hooks, Action::Hook)] {
+        if !batch.is_empty() {
+            batch.push(String::new());
+            out.push(action(batch.join("\n")));
+        }
     }
     if !forget.is_empty() {
         out.push(Action::Forget(forget));
@@ -277,7 +283,7 @@ fn whole(name: &str, table: &Table, batch: &mut Vec<String>) {
         batch.push(declaration(name, set, content));
     }
     batch.push(format!("add chain {name} {}", table.mark));
-    let (chains, rules): (Vec<_>, Vec<_>) = table.base.iter().partition(|line| line.starts_with("chain "));
+    let (chains, rules): (Vec<_>, Vec<_>) = table.base.iter().partition(|line| !line.starts_with("rule "));
     let place = |line: &String| match line.split_once(' ') {
         Some((kind, rest)) => format!("add {kind} {name} {rest}"),
         None => line.clone(),
@@ -399,7 +405,9 @@ impl fmt::Display for Step {
             Action::Create => write!(out, "create"),
             Action::Remove => write!(out, "remove"),
             Action::Sysctl(key, value) => write!(out, "sysctl {key} = {value}"),
-            Action::Nft(batch) => write!(out, "nft\n    {}", batch.trim_end().replace('\n', "\n    ")),
+            Action::Nft(batch) | Action::Hook(batch) => {
+                write!(out, "nft\n    {}", batch.trim_end().replace('\n', "\n    "))
+            }
             Action::LinkAdd(name, kind, mac) => {
                 write!(out, "link {name} add {}", kind_text(kind))?;
                 mac.map_or(Ok(()), |mac| write!(out, " {mac}"))

@@ -18,7 +18,10 @@
 //!
 //! Addresses that guests announce by their pairs are claimed in the report (`claims`), which `news` tells at once.
 //!
-//! Deliberately absent for now: flowtables, QoS, trunks, floating addresses of IPv6.
+//! Where the kernel has them, flowtables and shortcuts take established and routed packets past what has no say in them
+//! (`plan::shortcuts`).
+//!
+//! Deliberately absent for now: QoS, trunks, floating addresses of IPv6.
 
 mod claims;
 pub mod diff;
@@ -36,7 +39,7 @@ use base::node::{Document, KernelCosts, PortReport, SectionKey};
 use base::{Error, Result};
 use claims::Claims;
 use kernel::{Kernel, nft, tap, uplink};
-use plan::{Sections, Tracking};
+use plan::{Powers, Sections};
 use respond::metadata::Metadata;
 use state::KernelState;
 use std::collections::{BTreeMap, BTreeSet};
@@ -84,7 +87,7 @@ pub struct Removed {
 /// The network of this node.
 pub struct Fabric {
     settings: Settings,
-    tracking: Tracking,
+    powers: Powers,
     kernel: Arc<Mutex<Kernel>>,
     metadata: Metadata,
     claims: Claims,
@@ -117,10 +120,10 @@ impl Fabric {
     /// Errors: `Unavailable`, in one sentence, when not root or without nft, bridges' tables or taps.
     pub async fn open(settings: Settings) -> Result<Fabric> {
         let cloud = settings.cloud;
-        let (kernel, tracking) = blocking(move || enter(cloud)).await?;
+        let (kernel, powers) = blocking(move || enter(cloud)).await?;
         Ok(Fabric {
             settings,
-            tracking,
+            powers,
             kernel: Arc::new(Mutex::new(kernel)),
             metadata: Metadata::default(),
             claims: Claims::default(),
@@ -158,7 +161,7 @@ impl Fabric {
             true => sections.places(),
             false => touched(&Sections::of(&self.before), &sections, &self.settings, &changed),
         };
-        let wanted = plan::plan_of(&sections, &self.settings, self.tracking, &places);
+        let wanted = plan::plan_of(&sections, &self.settings, self.powers, &places);
         let known = match whole {
             true => None,
             false => Some(self.wanted.of(&places)),
@@ -198,7 +201,10 @@ impl Fabric {
     fn report(&self, port: &base::node::Port) -> PortReport {
         let sure = !self.unsure.contains(&Place::Network(port.network));
         let up = port.admin_up && self.taps.contains_key(&port.id) && sure;
-        PortReport { up, claims: self.claims.of(port.id) }
+        let mut macs = self.claims.of(port.id);
+        let claims = macs.keys().copied().collect();
+        macs.retain(|_, mac| *mac != port.mac);
+        PortReport { up, claims, macs }
     }
 
     fn remember(&mut self, sections: &Sections) {
@@ -275,7 +281,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     run.await.map_err(|e| Error::internal("work on the kernel was cut off").because(e))?
 }
 
-fn enter(cloud: u32) -> Result<(Kernel, Tracking)> {
+fn enter(cloud: u32) -> Result<(Kernel, Powers)> {
     if !nix::unistd::geteuid().is_root() {
         return Err(Error::unavailable("the network of a node needs root"));
     }
@@ -285,8 +291,8 @@ fn enter(cloud: u32) -> Result<(Kernel, Tracking)> {
     nft::list()
         .map_err(|e| Error::unavailable("the program nft is missing or does not work here").because(e))?;
     let kernel = Kernel::open(cloud)?;
-    let tracking = kernel.tracking()?;
-    Ok((kernel, tracking))
+    let powers = kernel.powers()?;
+    Ok((kernel, powers))
 }
 
 /// From what is known of the places, or else from what is seen of all.

@@ -174,6 +174,8 @@ pub struct Table {
     /// Further chains, named by what is in them, with their rules; without rules when observed.
     pub chains: BTreeMap<String, Vec<String>>,
     pub sets: BTreeMap<String, Set>,
+    /// What it hangs on: it comes after them, and anew with them. Empty when observed.
+    pub devices: BTreeSet<String>,
 }
 
 /// A set, or a map when its type has a colon.

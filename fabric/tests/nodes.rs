@@ -214,6 +214,7 @@ async fn claims(c: &mut Hosts, host: usize, port: &Port, others: &[&Port]) -> bo
     let told = tokio::time::timeout(std::time::Duration::from_secs(2), news.notified()).await;
     let report = c.at(host).fabric().sync(&document).await.unwrap();
     let claimed = told.is_ok() && report[&port.id].claims.contains(&vip);
+    let virtual_mac = report[&port.id].macs.get(&vip).copied();
     let mut member = |port: &Port, host: usize, more: &[IpAddr]| {
         let mut addresses = vec![port.fixed[0].address];
         addresses.extend(more);
@@ -223,19 +224,41 @@ async fn claims(c: &mut Hosts, host: usize, port: &Port, others: &[&Port]) -> bo
     for (n, other) in others.iter().enumerate() {
         member(other, n, &[]);
     }
-    member(port, host, &[vip]);
+    let Some(mac) = virtual_mac else {
+        member(port, host, &[vip]);
+        c.sync().await;
+        return claimed;
+    };
+    for other in others {
+        c.member(port.network, claim_id(other.id, mac), None);
+    }
+    let (addresses, name) = (vec![vip], String::new());
+    let virtual_one = Member { mac, addresses, vtep: Some(vtep(host)), name };
+    c.member(port.network, claim_id(port.id, mac), Some(virtual_one));
     c.sync().await;
     claimed
 }
 
 #[test]
 fn a_virtual_address_follows_its_announcements_between_hosts() {
-    run_hosts(3, async |c| {
+    virtual_address_follows(None);
+}
+
+#[test]
+fn a_virtual_address_at_a_virtual_mac_follows_its_announcements_between_hosts() {
+    virtual_address_follows(Some(base::units::Mac([0, 0, 0x5e, 0, 1, 7])));
+}
+
+/// `mac`: what the address is announced and used at, where it is not the port's own.
+fn virtual_address_follows(virtual_mac: Option<base::units::Mac>) {
+    run_hosts(3, async move |c| {
         let (one, two) = (c.network(1, "10.77.1.0/24"), c.network(2, "10.77.2.0/24"));
         c.put(Section::Router(router(1, &[(one, "10.77.1.1/24"), (two, "10.77.2.1/24")])));
         let mut ports = [c.port(0, 1, one, "10.77.1.5", &open()), c.port(1, 2, one, "10.77.1.6", &open())];
         for (host, port) in ports.iter_mut().enumerate() {
-            port.pairs = vec![("10.77.1.100/32".parse().unwrap(), port.mac)];
+            // With a virtual MAC the guest still answers from its own.
+            let macs = virtual_mac.into_iter().chain([port.mac]);
+            port.pairs = macs.map(|mac| ("10.77.1.100/32".parse().unwrap(), mac)).collect();
             c.at(host).put(Section::Port(port.clone()));
         }
         let near = c.port(2, 3, one, "10.77.1.7", &open());
@@ -249,11 +272,19 @@ fn a_virtual_address_follows_its_announcements_between_hosts() {
             guest.serve(7);
         }
         for (holder, other) in [(0, 1), (1, 0)] {
+            let (device, length) = virtual_mac.map_or(("eth0", 24), |_| ("vrrp", 32));
             let _ = Command::new("ip")
-                .args(["-n", &guests[other].ns.0, "addr", "del", "10.77.1.100/24", "dev", "eth0"])
+                .args(["-n", &guests[other].ns.0, "addr", "del", "10.77.1.100/24", "dev", device])
                 .output();
-            guests[holder].ns.ip("addr add 10.77.1.100/24 dev eth0");
-            guests[holder].ns.inside(|| garp(ports[holder].mac, [10, 77, 1, 100]));
+            if let Some(mac) = virtual_mac {
+                let _ = Command::new("ip").args(["-n", &guests[other].ns.0, "link", "del", "vrrp"]).output();
+                let add = format!("link add link eth0 name vrrp address {mac} type macvlan mode private");
+                guests[holder].ns.ip(&add);
+                guests[holder].ns.ip("link set vrrp up");
+            }
+            guests[holder].ns.ip(&format!("addr add 10.77.1.100/{length} dev {device}"));
+            let at = virtual_mac.unwrap_or(ports[holder].mac);
+            guests[holder].ns.inside(|| garp(at, [10, 77, 1, 100]));
             assert!(claims(c, holder, &ports[holder], &[&ports[0], &ports[1]]).await, "claim of {holder}");
             assert!(near.connects("10.77.1.100", 7), "on its subnet, from {holder}");
             assert!(far.connects("10.77.1.100", 7), "by a router, from {holder}");
@@ -271,6 +302,8 @@ fn a_virtual_address_follows_its_announcements_between_hosts() {
         let report = c.at(1).fabric().sync(&document).await.unwrap();
         let held = &report[&ports[1].id].claims;
         assert_eq!(*held, [address("10.77.1.100")].into(), "a new process goes on with what the plane says");
+        let macs = report[&ports[1].id].macs.values().copied().collect::<Vec<_>>();
+        assert_eq!(macs, virtual_mac.into_iter().collect::<Vec<_>>());
     });
 }
 

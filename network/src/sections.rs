@@ -14,7 +14,7 @@ use base::Id;
 use base::node::{self, Section, SectionKey};
 use fleet::{Node, Source, Touched};
 use ipnet::IpNet;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use store::{Entry, State};
@@ -138,7 +138,7 @@ fn members_section(state: &State, network: &Network) -> node::Members {
     let bound = on.filter(|p| !p.host.is_empty() && p.owner.0 != ROUTER_GATEWAY);
     node::Members {
         network: network.id.uuid(),
-        ports: bound.map(|p| (p.id.uuid(), member(state, p))).chain(legs(state, network)).collect(),
+        ports: bound.flat_map(|p| members(state, p)).chain(legs(state, network)).collect(),
     }
 }
 
@@ -169,13 +169,18 @@ fn leg_of_each_node(
     gateway.blocks.keys().filter_map(vtep).map(leg).collect()
 }
 
-fn member(state: &State, port: &Port) -> node::Member {
-    node::Member {
-        mac: port.mac,
-        addresses: port.fixed.iter().map(|f| f.address).chain(port.claims.iter().copied()).collect(),
-        vtep: fleet::node::address(state, &port.host),
-        name: port.dns_name.clone(),
+/// A port with its own MAC, and with each MAC of its pairs that it claims an address at.
+fn members(state: &State, port: &Port) -> BTreeMap<uuid::Uuid, node::Member> {
+    let vtep = fleet::node::address(state, &port.host);
+    let claimed = port.claims.iter().copied().filter(|a| !port.claim_macs.contains_key(a));
+    let addresses = port.fixed.iter().map(|f| f.address).chain(claimed).collect();
+    let own = node::Member { mac: port.mac, addresses, vtep, name: port.dns_name.clone() };
+    let mut out = BTreeMap::from([(port.id.uuid(), own)]);
+    for (address, mac) in &port.claim_macs {
+        let none = || node::Member { mac: *mac, addresses: Vec::new(), vtep, name: String::new() };
+        out.entry(node::claim_id(port.id.uuid(), *mac)).or_insert_with(none).addresses.push(*address);
     }
+    out
 }
 
 fn subnet_section(subnet: &Subnet) -> node::Subnet {
@@ -373,7 +378,7 @@ pub fn observed(tx: &mut store::Tx, node: &str, report: &node::Report) -> base::
     for (id, seen) in &report.ports {
         let id = Id::from_uuid(*id);
         if tx.get::<Port>(&id).is_some_and(|p| p.host == node) {
-            port::observed(tx, id, seen.up, &seen.claims)?;
+            port::observed(tx, id, seen)?;
         }
     }
     Ok(())

@@ -6,7 +6,8 @@
 mod support;
 
 use base::Id;
-use base::node::{Document, PortReport, Report, Router, Section, SnatShare};
+use base::node::{Document, PortReport, Report, Router, Section, SnatShare, claim_id};
+use base::units::Mac;
 use fleet::Fleet;
 use network::port::{self, NewPort, Port};
 use serde_json::{Value, json};
@@ -147,7 +148,11 @@ async fn an_address_of_allowed_pairs_goes_to_who_claimed_it_last() {
     let claim = |port: Id<Port>, claims: &[&str]| Report {
         ports: [(
             port.uuid(),
-            PortReport { up: true, claims: claims.iter().map(|c| c.parse().unwrap()).collect() },
+            PortReport {
+                up: true,
+                claims: claims.iter().map(|c| c.parse().unwrap()).collect(),
+                macs: Default::default(),
+            },
         )]
         .into(),
         ..Report::default()
@@ -181,6 +186,44 @@ async fn an_address_of_allowed_pairs_goes_to_who_claimed_it_last() {
     site.net.fleet.report("n2", claim(b, &["10.0.0.200", &theirs])).await.unwrap();
     assert_eq!(holder().await, (vec![b.uuid()], vec![b.uuid()]));
     assert_eq!(site.net.cloud.cell.read().get::<Port>(&b).unwrap().claims, [address].into());
+}
+
+#[tokio::test]
+async fn an_address_claimed_at_the_mac_of_a_pair_is_a_member_with_that_mac() {
+    let site = Site::new(json!({})).await;
+    let (a, b) = (site.port("n1").await, site.port("n2").await);
+    let (vip, mac) = ("10.0.0.200", "00:00:5e:00:01:07");
+    for port in [a, b] {
+        let pairs =
+            json!({"allowed_address_pairs": [{"ip_address": vip, "mac_address": mac}, {"ip_address": vip}]});
+        site.net.change(&site.net.admin, &format!("/ports/{port}"), "port", pairs).await;
+    }
+    let (address, mac): (IpAddr, Mac) = (vip.parse().unwrap(), mac.parse().unwrap());
+    let holders = async || {
+        let sections = site.document("n1").await.sections.into_values();
+        let members = sections.filter_map(|section| match section {
+            Section::Members(members) if members.network.to_string() == site.network => Some(members.ports),
+            _ => None,
+        });
+        let all = members.flatten().filter(|(_, member)| member.addresses.contains(&address));
+        all.map(|(id, member)| (id, member.mac, member.vtep)).collect::<Vec<_>>()
+    };
+    let claim = |port: Id<Port>, at: Mac| Report {
+        ports: [(
+            port.uuid(),
+            PortReport { up: true, claims: [address].into(), macs: [(address, at)].into() },
+        )]
+        .into(),
+        ..Report::default()
+    };
+    for (node, port, number) in [("n1", a, 1), ("n2", b, 2), ("n1", a, 1)] {
+        site.net.fleet.report(node, claim(port, mac)).await.unwrap();
+        assert_eq!(holders().await, [(claim_id(port.uuid(), mac), mac, Some(vtep(number)))], "{node}");
+    }
+    // A MAC that no pair has is not believed.
+    site.net.fleet.report("n2", claim(b, Mac([2; 6]))).await.unwrap();
+    let own = site.net.cloud.cell.read().get::<Port>(&b).unwrap().mac;
+    assert_eq!(holders().await, [(b.uuid(), own, Some(vtep(2)))]);
 }
 
 #[tokio::test]

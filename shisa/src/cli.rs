@@ -1,8 +1,8 @@
 //! The command line: what may be said, and which module carries it out.
 
 use crate::state::Directory;
-use crate::{control, demo, down, env, join, plane, status, token, trace, up};
-use base::Result;
+use crate::{control, demo, down, env, join, plane, records, status, token, trace, up};
+use base::{Error, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
@@ -44,6 +44,9 @@ enum Command {
     /// Look after the planes of the cloud: the processes that own and follow its records
     #[command(subcommand)]
     Plane(Planes),
+    /// Copy, save, bring back and look through the records of a cloud
+    #[command(subcommand)]
+    Store(Store),
     /// Look into the cloud's network
     #[command(subcommand)]
     Network(Network),
@@ -57,7 +60,8 @@ pub struct Up {
     /// Where the APIs listen; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5000")]
     pub listen: SocketAddr,
-    /// Where the records are: sqlite:PATH [default: state.db in the state directory]
+    /// Where the records are: sqlite:PATH, postgres://USER@HOST:PORT/DATABASE or etcd://HOST:PORT,HOST:PORT/CELL
+    /// [default: what was said last, else state.db in the state directory]
     #[arg(long, value_name = "URL")]
     pub store: Option<String>,
     /// How many planes: the second stands by and takes over when the first ends
@@ -219,6 +223,43 @@ pub struct Trace {
 }
 
 #[derive(Debug, Subcommand)]
+pub enum Store {
+    /// Copy all records of a cloud that is down into an empty store, and compare
+    Copy {
+        /// sqlite:PATH, postgres://USER@HOST:PORT/DATABASE or etcd://HOST:PORT,HOST:PORT/CELL
+        from: String,
+        to: String,
+    },
+    /// Write all records, as of one revision, to a new file; the cloud may be up
+    Backup { file: PathBuf },
+    /// Bring back what a backup has; the cloud is down
+    Restore {
+        file: PathBuf,
+        /// Also when there are records, which are gone then
+        #[arg(long)]
+        replace: bool,
+    },
+    /// Read every record as this version does; how many there are of each kind, and a digest
+    Verify {
+        /// [default: this cloud's]
+        #[arg(long, value_name = "URL")]
+        store: Option<String>,
+    },
+    /// Say what changed, when, and by which request
+    Log {
+        /// [default: this cloud's]
+        #[arg(long, value_name = "URL")]
+        store: Option<String>,
+        /// How many changes
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        last: u64,
+        /// The first ones after this revision, instead of the last ones
+        #[arg(long, value_name = "REVISION")]
+        after: Option<u64>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub enum Planes {
     /// Say which planes there are, which is active, and how they do
     List,
@@ -250,9 +291,6 @@ pub struct Named {
 pub struct Plane {
     #[arg(long)]
     pub name: String,
-    /// The store: sqlite:PATH
-    #[arg(long, value_name = "URL")]
-    pub store: String,
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
     #[arg(long, value_name = "URL")]
@@ -318,6 +356,11 @@ pub async fn run(cli: Cli, begin: Instant) -> Result<ExitCode> {
         Command::Status => return status::run(&directory).await,
         Command::Demo(demo) => demo::run(&directory, demo.image.as_deref(), begin).await?,
         Command::Env(env) => env::run(&directory, env.name.as_deref())?,
+        Command::Store(words) => {
+            let work = move || records::run(&directory, &words, begin);
+            let done = tokio::task::spawn_blocking(work).await;
+            done.map_err(|e| Error::internal("it was cut off").because(e))??;
+        }
         Command::Plane(Planes::Run(args)) => plane::run(&directory, &args).await?,
         Command::Plane(planes) => control::run(&directory, &planes).await?,
         Command::Network(Network::Trace(trace)) => return trace::run(&directory, &trace).await,

@@ -42,6 +42,8 @@ const AGAIN_MAX: Duration = Duration::from_secs(10);
 const WELL: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
+/// The environment variable by which a plane is told its store: everybody may read a command line.
+pub const STORE: &str = "SHISA_STORE";
 /// The two that there can be.
 pub const COLOURS: [&str; 2] = ["blue", "green"];
 
@@ -379,7 +381,8 @@ impl Planes {
         let mut child = Command::new(binary)
             .arg("--state")
             .arg(&launch.directory)
-            .args(["plane", "run", "--name", name, "--store", &launch.store])
+            .args(["plane", "run", "--name", name])
+            .env(STORE, &launch.store)
             .args(&launch.words)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

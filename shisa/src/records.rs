@@ -40,7 +40,10 @@ pub fn run(directory: &Directory, words: &Words, begin: Instant) -> Result<()> {
         }
         Words::Backup { file } => {
             if file.exists() {
-                return Err(Error::conflict(format!("{} is there already; name another file", file.display())));
+                return Err(Error::conflict(format!(
+                    "{} is there already; name another file",
+                    file.display()
+                )));
             }
             copy(&directory.need_store()?, &url_of(file), &progress)?;
             let key = directory.key();
@@ -53,7 +56,9 @@ pub fn run(directory: &Directory, words: &Words, begin: Instant) -> Result<()> {
             let to = directory.need_store()?;
             if let Some(running) = directory.running() {
                 let pid = running.process.pid;
-                return Err(Error::conflict(format!("the cloud is up (process {pid}): `shisa down` stops it")));
+                return Err(Error::conflict(format!(
+                    "the cloud is up (process {pid}): `shisa down` stops it"
+                )));
             }
             idle(&to)?;
             if !replace {
@@ -157,19 +162,25 @@ fn verify(directory: &Directory, url: &str, progress: &Progress) -> Result<()> {
     let mut engine = engine::open(url)?;
     let sign = engine.sign()?;
     let raw = digests(engine.as_mut())?;
-    progress.step("read", format_args!("revision {}, epoch {}, {}", sign.revision, sign.epoch, engine::shown(url)));
+    progress.step(
+        "read",
+        format_args!("revision {}, epoch {}, {}", sign.revision, sign.epoch, engine::shown(url)),
+    );
     let cell = services::open(directory, url, "verify")?;
     let read = cell.digests(cell.read().revision())?;
     cell.close();
     let mut unknown = 0;
     for (kind, digest) in &raw {
-        let known = read.get(kind.as_str()).is_some();
+        let known = read.contains_key(kind.as_str());
         unknown += usize::from(!known);
         let note = if known { "" } else { "  (of a newer version)" };
         say(format_args!("{kind:<28} {:>9}  {:032x}{note}", digest.records, digest.sum));
     }
     let records: u64 = raw.values().map(|d| d.records).sum();
-    progress.step("verify", format_args!("{records} records of {} kinds can be read, {unknown} kinds are not ours", raw.len()));
+    progress.step(
+        "verify",
+        format_args!("{records} records of {} kinds can be read, {unknown} kinds are not ours", raw.len()),
+    );
     Ok(())
 }
 

@@ -68,6 +68,9 @@ pub struct Ids {
     pub node_name: String,
     /// The first node's id; others count on from it.
     pub node_id: Uuid,
+    /// Where the records are, if not here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
 }
 
 /// Which node of a cloud elsewhere this machine is; made when it joins.
@@ -259,9 +262,22 @@ impl Directory {
             Machine::Simulated => "node".into(),
         };
         let cloud = (Uuid::new_v4().as_u128() >> 96) as u32;
-        let ids = Ids { format: FORMAT, cloud, machine, node_name, node_id: Uuid::new_v4() };
-        write(&self.path.join("cloud.json"), &to_json(&ids), 0o644)?;
+        let ids = Ids { format: FORMAT, cloud, machine, node_name, node_id: Uuid::new_v4(), store: None };
+        self.note_ids(&ids)?;
         Ok(ids)
+    }
+
+    /// The URL of a store may hold a password.
+    pub fn note_ids(&self, ids: &Ids) -> Result<()> {
+        write(&self.path.join("cloud.json"), &to_json(ids), 0o600)
+    }
+
+    /// The URL of the cloud's store.
+    ///
+    /// Errors: `NotFound` when there is no cloud here.
+    pub fn need_store(&self) -> Result<String> {
+        let own = || format!("sqlite:{}", self.database().display());
+        Ok(self.need_ids()?.store.unwrap_or_else(own))
     }
 
     /// Notes who is up; only for who holds the directory.

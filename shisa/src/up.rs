@@ -47,7 +47,11 @@ pub async fn run(directory: &Directory, args: &Up, begin: Instant) -> Result<()>
     let far = nodes_listener(args).await?;
     let address = format!("http://{}", reached_at(listener.local_addr()?));
     logging::start(&directory.log())?;
-    let ids = directory.make_ids(machine)?;
+    let mut ids = directory.make_ids(machine)?;
+    if args.store.is_some() && args.store != ids.store {
+        ids.store = args.store.clone();
+        directory.note_ids(&ids)?;
+    }
     let door = Door::default();
     let planes = Planes::new(launch(directory, args, far.as_ref().map(|(_, reach)| reach.clone()))?, door);
     let up = Rising { directory, args, address: &address, ids: &ids, progress: &progress, planes: &planes };
@@ -216,8 +220,10 @@ async fn serve(
 
 /// How planes are started.
 fn launch(directory: &Directory, args: &Up, reach: Option<String>) -> Result<Launch> {
-    // SQLite would make it readable by all.
-    std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(directory.database())?;
+    if directory.need_ids()?.store.is_none() {
+        // SQLite would make it readable by all.
+        std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(directory.database())?;
+    }
     let mut words = Vec::new();
     let mut say = |flag: &str, value: String| words.extend([flag.to_string(), value]);
     if let Some(policy) = &args.policy {
@@ -229,11 +235,7 @@ fn launch(directory: &Directory, args: &Up, reach: Option<String>) -> Result<Lau
     if let Some(reach) = reach {
         say("--reach", reach);
     }
-    let store = match &args.store {
-        Some(url) => url.clone(),
-        None => format!("sqlite:{}", directory.database().display()),
-    };
-    Ok(Launch { directory: directory.path().into(), store, words })
+    Ok(Launch { directory: directory.path().into(), store: directory.need_store()?, words })
 }
 
 /// A simulated network is in nobody's way.

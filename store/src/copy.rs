@@ -30,7 +30,9 @@ pub struct Row {
 
 /// What is to be told of an unfinished copy.
 pub(crate) fn unfinished() -> Error {
-    Error::conflict("a copy into this store was cut off: bring it back whole with `shisa store restore --replace`")
+    Error::conflict(
+        "a copy into this store was cut off: bring it back whole with `shisa store restore --replace`",
+    )
 }
 
 struct Copy<'a> {
@@ -50,10 +52,12 @@ pub fn fill(
     rows: &mut dyn Iterator<Item = Row>,
 ) -> Result<Head> {
     let mut old = BTreeSet::new();
-    let mut epoch = engine.images(&mut |kind, key, _| {
-        old.insert((kind.to_string(), key.to_string()));
-        Ok(())
-    })?.epoch;
+    let mut epoch = engine
+        .images(&mut |kind, key, _| {
+            old.insert((kind.to_string(), key.to_string()));
+            Ok(())
+        })?
+        .epoch;
     let head = loop {
         let taken = engine.take(owner, epoch)?;
         let head = taken.ok_or_else(|| Error::conflict("another process took the store"))?;
@@ -63,7 +67,8 @@ pub fn fill(
         epoch = head.epoch;
     };
     let mut copy = Copy { engine, head, kinds: HashMap::new() };
-    let mark = |body: Option<&[u8]>| vec![(UNFINISHED.to_string(), "copy".to_string(), body.map(<[u8]>::to_vec))];
+    let mark =
+        |body: Option<&[u8]>| vec![(UNFINISHED.to_string(), "copy".to_string(), body.map(<[u8]>::to_vec))];
     copy.append(mark(Some(b"{}")))?;
     let (mut batch, mut bytes) = (Vec::new(), 0);
     for row in rows {
@@ -99,10 +104,16 @@ impl Copy<'_> {
         let mut encoder = Encoder::begin(time, 0, &cause)?;
         let mut changes = Vec::with_capacity(rows.len());
         for (kind, key, body) in rows {
-            encoder.push(&kind, &key, body.map(|body| move |out: &mut Vec<u8>| {
-                out.extend_from_slice(&body);
-                Ok(())
-            }))?;
+            encoder.push(
+                &kind,
+                &key,
+                body.map(|body| {
+                    move |out: &mut Vec<u8>| {
+                        out.extend_from_slice(&body);
+                        Ok(())
+                    }
+                }),
+            )?;
             let kind = self.kind(kind);
             changes.push(Change { slot: 0, kind, key: key.into(), before: None, after: None });
         }

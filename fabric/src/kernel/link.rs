@@ -174,7 +174,10 @@ pub fn station(netlink: &mut Netlink, station: &Station, add: bool) -> Result<()
     let zero = station.mac == Mac([0; 6]);
     let mut tables = Vec::new();
     if !zero {
-        tables.push((NeighbourFlags::Controller, message.clone()));
+        // Where a member is the document says: a guest that begins to use a MAC of its pairs does not take the station
+        // to its tap, where nobody would take it away.
+        let sticky = if station.vtep.is_some() { NeighbourFlags::Sticky } else { NeighbourFlags::empty() };
+        tables.push((NeighbourFlags::Controller | sticky, message.clone()));
     }
     if let Some(vtep) = station.vtep {
         message.attributes.push(NeighbourAttribute::Destination(vtep.into()));

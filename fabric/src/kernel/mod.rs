@@ -16,7 +16,7 @@ pub mod tap;
 pub mod uplink;
 
 use crate::diff::{Action, Step};
-use crate::plan::Tracking;
+use crate::plan::{Powers, Tracking};
 use crate::state::{KernelState, Place, Space, Table};
 use base::{Error, Result};
 use conntrack::Which;
@@ -30,6 +30,18 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Between announcements of one address: Linux takes no other answer for a second after one, so the third is heard.
 const AGAIN: std::time::Duration = std::time::Duration::from_millis(600);
+
+/// What `powers` tries.
+const FLOWTABLE: &str = "add table inet t
+add flowtable inet t f { hook ingress priority 0; devices = { lo }; }
+add chain inet t c { type filter hook forward priority 0; }
+add rule inet t c ct state established flow add @f
+";
+const SHORTCUT: &str = "add table netdev t
+add chain netdev t c { type filter hook ingress device \"lo\" priority 0; }
+add rule netdev t c ip ttl > 1 fwd ip to ip daddr device \"lo\"
+add rule netdev t c fwd to \"lo\"
+";
 
 /// Places that are worked on at once.
 const THREADS: usize = 4;
@@ -101,15 +113,20 @@ impl Kernel {
         Ok(handle.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether bridged packets can be tracked, and how. Tried in a namespace that ends with the trial.
-    pub fn tracking(&self) -> Result<Tracking> {
-        let bridge = "add table bridge t\nadd chain bridge t c\nadd rule bridge t c ct state new accept\n";
-        if nft::would_take(bridge) {
+    /// What this kernel can do: each thing is really made, in a namespace that ends with the trial.
+    pub fn powers(&self) -> Result<Powers> {
+        let tracking = self.tracking()?;
+        let made = |batch: &str| netns::inside(netns::unnamed()?, || Ok(nft::apply(batch).is_ok()));
+        Ok(Powers { tracking, flowtable: made(FLOWTABLE)?, shortcuts: made(SHORTCUT)? })
+    }
+
+    /// Whether bridged packets can be tracked, and how.
+    fn tracking(&self) -> Result<Tracking> {
+        let made = |batch: &str| netns::inside(netns::unnamed()?, || Ok(nft::apply(batch).is_ok()));
+        if made("add table bridge t\nadd chain bridge t c\nadd rule bridge t c ct state new accept\n")? {
             return Ok(Tracking::Bridge);
         }
-        if !nft::would_take(
-            "add table bridge t\nadd chain bridge t c { type filter hook prerouting priority 0; }\n",
-        ) {
+        if !made("add table bridge t\nadd chain bridge t c { type filter hook prerouting priority 0; }\n")? {
             return Err(Error::unavailable("nft cannot make tables of the bridge family on this node"));
         }
         if !Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists() {
@@ -209,10 +226,7 @@ impl Kernel {
     fn switch_all(&self, steps: &[&Step]) -> Vec<(Place, Error)> {
         let Some(first) = steps.first() else { return Vec::new() };
         let set = |step: &&Step| match &step.action {
-            Action::Sysctl(key, value) => {
-                let done = fs::write(format!("/proc/sys/{key}"), value).map_err(Error::from);
-                Some(failure(step, done.err()?))
-            }
+            Action::Sysctl(key, value) => Some(failure(step, write_sysctl(key, value).err()?)),
             _ => None,
         };
         let handle = self.handle(first.place);
@@ -265,7 +279,7 @@ impl Kernel {
             // Stages of their own.
             Action::Create | Action::Remove => Ok(()),
             Action::Sysctl(key, value) => self.sysctl(place, key, value),
-            Action::Nft(batch) => self.handle(place)?.nft(batch),
+            Action::Nft(batch) | Action::Hook(batch) => self.handle(place)?.nft(batch),
             Action::LinkAdd(name, kind, mac) => link::add(self, place, name, kind, *mac),
             Action::LinkSet(name, change) => link::set(&mut self.handle(place)?.route, name, change),
             Action::LinkRemove(name) => link::remove(&mut self.handle(place)?.route, name),
@@ -337,7 +351,7 @@ impl Kernel {
         if let (Place::Host, Some(device)) = (place, uplink::forwarding_of(key, self.cloud)) {
             uplink::remember(self.cloud, device)?;
         }
-        self.handle(place)?.inside(|| Ok(fs::write(format!("/proc/sys/{key}"), value)?))
+        self.handle(place)?.inside(|| write_sysctl(key, value))
     }
 }
 
@@ -383,8 +397,21 @@ fn each<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R>
     })
 }
 
+/// A switch of what is not loaded is off.
 pub fn read_sysctl(key: &str) -> Option<String> {
-    fs::read_to_string(format!("/proc/sys/{key}")).ok().map(|text| text.trim().to_string())
+    let text = fs::read_to_string(format!("/proc/sys/{key}"));
+    let off = || key.starts_with("net/bridge/").then(|| "0".to_string());
+    text.ok().map(|text| text.trim().to_string()).or_else(off)
+}
+
+/// Sets a switch; one of what is not loaded is off already.
+fn write_sysctl(key: &str, value: &str) -> Result<()> {
+    match fs::write(format!("/proc/sys/{key}"), value) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && read_sysctl(key).as_deref() == Some(value) => {
+            Ok(())
+        }
+        done => Ok(done?),
+    }
 }
 
 fn observe_space(

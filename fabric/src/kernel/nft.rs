@@ -20,11 +20,6 @@ pub fn apply(batch: &str) -> Result<()> {
     run(&["-f", "-"], batch).map(drop)
 }
 
-/// Whether the kernel would take a batch.
-pub fn would_take(batch: &str) -> bool {
-    run(&["-c", "-f", "-"], batch).is_ok()
-}
-
 /// The tables of the calling thread's namespace, by family and name.
 pub fn list() -> Result<BTreeMap<String, Table>> {
     let text = run(&["-j", "list", "ruleset"], "")?;

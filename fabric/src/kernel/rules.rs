@@ -5,7 +5,7 @@
 
 use crate::state::{Set, Table};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -68,6 +68,7 @@ fn read(table: &Value) -> Option<Table> {
         mark: text(&table["mark"])?,
         chains: chains.collect::<Option<_>>()?,
         sets: table["sets"].as_object()?.iter().map(set).collect::<Option<_>>()?,
+        devices: BTreeSet::new(),
     })
 }
 
@@ -84,6 +85,7 @@ mod tests {
             mark: "v_1".to_string(),
             chains: [("in_1".to_string(), Vec::new())].into(),
             sets: [("a".to_string(), set)].into(),
+            devices: BTreeSet::new(),
         };
         assert_eq!(read(&written(&table)), Some(table));
     }

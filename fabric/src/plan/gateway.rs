@@ -98,6 +98,11 @@ impl<'a> Gateway<'a> {
         self.links().map(route).collect()
     }
 
+    /// Whether what turns around in the router always takes an address outside, so that answers come back to it.
+    pub fn turns_around(&self) -> bool {
+        self.share().is_some()
+    }
+
     /// What this node's guests leave by.
     fn share(&self) -> Option<SnatShare> {
         let ours = self.gateway.shares.iter().find(|share| share.vtep == self.node).copied();

@@ -10,11 +10,14 @@
 //!
 //! Deliberately absent for now: IPv6 behind the uplink.
 
+mod chains;
 mod gateway;
 mod ports;
 mod routing;
+mod shortcuts;
 mod tunnel;
 
+pub use shortcuts::{FLOWS, TABLE as SHORTCUTS};
 pub use tunnel::is_elsewhere;
 
 use crate::Settings;
@@ -43,6 +46,20 @@ pub enum Tracking {
     Bridge,
     /// `br_netfilter`: bridged packets pass the inet hooks, which leave the state in the packet's mark.
     BrNetfilter,
+}
+
+/// What the kernel of a node can do, as tried at its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Powers {
+    pub tracking: Tracking,
+    /// nft's `flow add`.
+    pub flowtable: bool,
+    /// nft's `fwd` of what comes in by a device.
+    pub shortcuts: bool,
+}
+
+impl Powers {
+    pub const ALL: Powers = Powers { tracking: Tracking::Bridge, flowtable: true, shortcuts: true };
 }
 
 /// The sections by kind.
@@ -137,17 +154,12 @@ fn networks_of(router: &Router) -> BTreeSet<Uuid> {
 }
 
 /// The kernel as the document wants it.
-pub fn plan(sections: &Sections, settings: &Settings, tracking: Tracking) -> KernelState {
-    plan_of(sections, settings, tracking, &sections.places())
+pub fn plan(sections: &Sections, settings: &Settings, powers: Powers) -> KernelState {
+    plan_of(sections, settings, powers, &sections.places())
 }
 
 /// Some places of it: those that are not in the result are not to be.
-pub fn plan_of(
-    s: &Sections,
-    settings: &Settings,
-    tracking: Tracking,
-    places: &BTreeSet<Place>,
-) -> KernelState {
+pub fn plan_of(s: &Sections, settings: &Settings, powers: Powers, places: &BTreeSet<Place>) -> KernelState {
     let mut state = KernelState::default();
     let mut routers: BTreeMap<Uuid, &Router> = BTreeMap::new();
     for &place in places {
@@ -155,7 +167,7 @@ pub fn plan_of(
             Place::Host => {}
             Place::Network(id) => {
                 let Some(network) = s.networks.get(&id) else { continue };
-                state.places.insert(place, network_space(s, settings, network, tracking));
+                state.places.insert(place, network_space(s, settings, network, powers.tracking));
                 routers.extend(s.routers_of(id).map(|router| (router.id, router)));
                 if has_host_end(settings, network) {
                     plug_network(&mut state, network, HOST_LEG);
@@ -174,6 +186,7 @@ pub fn plan_of(
             s.networks.get(network).into_iter().for_each(|network| tunnel::dig(s, settings, network, space));
         }
     }
+    shortcuts::take(s, settings, &mut state, powers);
     if places.contains(&Place::Host) {
         state.places.extend(host(s, settings).map(|space| (Place::Host, space)));
     }
@@ -275,13 +288,13 @@ fn network_sysctls(tracking: Tracking) -> BTreeMap<String, String> {
         ("net/ipv6/conf/default/addr_gen_mode", "1"),
         ("net/ipv6/conf/default/disable_ipv6", "0"),
     ]);
-    if tracking == Tracking::BrNetfilter {
-        out.extend(sysctls(&[
-            ("net/bridge/bridge-nf-call-arptables", "0"),
-            ("net/bridge/bridge-nf-call-ip6tables", "1"),
-            ("net/bridge/bridge-nf-call-iptables", "1"),
-        ]));
-    }
+    // What the bridge tracks itself does not pass the inet hooks, too.
+    let inet = if tracking == Tracking::BrNetfilter { "1" } else { "0" };
+    out.extend(sysctls(&[
+        ("net/bridge/bridge-nf-call-arptables", "0"),
+        ("net/bridge/bridge-nf-call-ip6tables", inet),
+        ("net/bridge/bridge-nf-call-iptables", inet),
+    ]));
     out
 }
 

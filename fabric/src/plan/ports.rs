@@ -3,17 +3,21 @@
 //! or a port is a change of elements.
 //!
 //! The order on a packet's way, all in the bridge family: `spoof` (prerouting, -300, no state), the state of the
-//! connection into the packet's mark (-150), `egress` (prerouting, 100), `ingress` (postrouting, 0). Marks: 1 known,
-//! 2 invalid, 8 sent by the node itself. A port without port security is in no set.
+//! connection, `egress` (prerouting, 100), `ingress` (postrouting, 0). Where the bridge tracks (`Tracking::Bridge`) the
+//! chains of a rule set ask for the state themselves; else the inet hooks leave it in the packet's mark (-150). Marks:
+//! 1 known, 2 invalid, 8 sent by the node itself. A port without port security is in no set.
+//!
+//! Every packet pays for each rule that it is asked, so what most packets are comes first, and rules that differ in
+//! their ports alone are one rule with a set.
 //!
 //! The target of a neighbour advertisement is checked by a chain per port (`na_`): this nft has no name for the field,
 //! and sets of unnamed fields only inside of rules.
 //!
 //! Deliberately absent: VLAN tags from guests (dropped).
 
-use super::{Sections, Tracking, table};
+use super::{Sections, Tracking, chains, table};
 use crate::state::{Set, Table, fnv, tap};
-use base::node::{Direction, Port, Remote, Rule, RuleSet};
+use base::node::{Direction, Port, Remote};
 use ipnet::{IpNet, Ipv6Net};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -35,7 +39,7 @@ const SETS: [(&str, &str); 13] = [
     ("mac", "type ifname . ether_addr"),
     ("pair4", "type ifname . ether_addr . ipv4_addr; flags interval"),
     ("pair6", "type ifname . ether_addr . ipv6_addr; flags interval"),
-    ("secured", "type ifname"),
+    ("secured", "type ifname : verdict"),
     ("src4", "type ifname . ether_addr . ipv4_addr"),
     ("src6", "type ifname . ether_addr . ipv6_addr"),
 ];
@@ -57,7 +61,7 @@ pub fn tables(s: &Sections, network: Uuid, tracking: Tracking) -> BTreeMap<Strin
         used.extend(rules);
     }
     for hash in used {
-        rule_set(s, hash, &mut bridge);
+        rule_set(s, hash, tracking, &mut bridge);
     }
     let mut out = BTreeMap::from([("bridge shisa".to_string(), bridge.seal())]);
     if tracking == Tracking::BrNetfilter {
@@ -76,8 +80,7 @@ fn insert(table: &mut Table, set: &str, key: Vec<String>, value: String) {
     }
 }
 
-/// What the mark says of the packet's connection. Packets from the side that began it have none, so that the rules are
-/// asked for each of them, and one that is removed ends at once what it allowed.
+/// What the mark says of the packet's connection, as the chains of a rule set would ask for it (`chains`).
 fn states() -> Vec<String> {
     lines(&[
         "chain state { type filter hook prerouting priority -150; policy accept; }",
@@ -91,36 +94,38 @@ fn lines(lines: &[&str]) -> Vec<String> {
     lines.iter().map(|line| line.to_string()).collect()
 }
 
+/// What does not depend on the ports. `in_none` and `out_none` are of ports without a rule set. An empty chain tells who
+/// tracks, as the chains of rule sets say it otherwise for the one and the other.
 fn base(tracking: Tracking) -> Vec<String> {
     let mut out = lines(&[
         "chain spoof { type filter hook prerouting priority -300; policy accept; }",
         "chain outward { type filter hook prerouting priority 100; policy accept; }",
         "chain own { type filter hook output priority -150; policy accept; }",
         "chain inward { type filter hook postrouting priority 0; policy accept; }",
-        "chain spoof_arp",
+        "chain guarded",
         "chain spoof_ip",
+        "chain spoof_arp",
         "chain spoof_ip6",
         "chain spoof_from6",
         "chain base_in",
         "chain base_out",
         "chain in_none",
         "chain out_none",
-        "rule spoof meta mark set 0",
-        "rule spoof iifname != @secured accept",
-        "rule spoof iifname . ether saddr != @mac drop",
-        "rule spoof ether type arp goto spoof_arp",
-        "rule spoof ether type ip goto spoof_ip",
-        "rule spoof ether type ip6 goto spoof_ip6",
-        "rule spoof drop",
+        "chain tunnel",
+        "rule spoof iifname vmap @secured",
+        "rule guarded ether type ip iifname . ether saddr . ip saddr @src4 goto spoof_ip",
+        "rule guarded ether type ip iifname . ether saddr . ip saddr @pair4 goto spoof_ip",
+        "rule guarded iifname . ether saddr != @mac drop",
+        "rule guarded ether type ip ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept",
+        "rule guarded ether type arp goto spoof_arp",
+        "rule guarded ether type ip6 goto spoof_ip6",
+        "rule guarded drop",
+        "rule spoof_ip udp sport 67 udp dport 68 drop",
+        "rule spoof_ip accept",
         "rule spoof_arp iifname . arp saddr ether . arp saddr ip @src4 accept",
         "rule spoof_arp iifname . arp saddr ether . arp saddr ip @pair4 accept",
         "rule spoof_arp iifname . arp saddr ether @mac arp saddr ip 0.0.0.0 accept",
         "rule spoof_arp drop",
-        "rule spoof_ip udp sport 67 udp dport 68 drop",
-        "rule spoof_ip iifname . ether saddr . ip saddr @src4 accept",
-        "rule spoof_ip iifname . ether saddr . ip saddr @pair4 accept",
-        "rule spoof_ip ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept",
-        "rule spoof_ip drop",
         "rule spoof_ip6 icmpv6 type { 134, 137 } drop",
         "rule spoof_ip6 udp sport 547 udp dport 546 drop",
         "rule spoof_ip6 icmpv6 type 136 iifname vmap @advertised",
@@ -131,12 +136,12 @@ fn base(tracking: Tracking) -> Vec<String> {
         "rule spoof_from6 drop",
         "rule own meta mark set 8",
         "rule outward iifname vmap @egress",
-        "rule inward meta mark 8 accept",
         "rule inward oifname vmap @ingress",
         "rule base_out ether type arp accept",
         "rule base_out ether type ip udp sport 68 udp dport 67 accept",
         "rule base_out ether type ip6 udp sport 546 udp dport 547 accept",
         "rule base_in ether type arp accept",
+        "rule in_none meta mark 8 accept",
         "rule in_none jump base_in",
         "rule in_none drop",
         "rule out_none jump base_out",
@@ -146,7 +151,7 @@ fn base(tracking: Tracking) -> Vec<String> {
     out.push(format!("rule base_in icmpv6 type {ND_IN} accept"));
     out.extend(super::tunnel::rules());
     if tracking == Tracking::Bridge {
-        out.extend(states());
+        out.push("chain bridge_tracks".to_string());
     }
     out
 }
@@ -154,7 +159,7 @@ fn base(tracking: Tracking) -> Vec<String> {
 /// The addresses that may come out of a tap.
 fn guard(port: &Port, table: &mut Table) {
     let tap = tap(port.id);
-    insert(table, "secured", vec![tap.clone()], String::new());
+    insert(table, "secured", vec![tap.clone()], "goto guarded".to_string());
     let fixed = port.fixed.iter().map(|fixed| (IpNet::from(fixed.address), port.mac));
     let own = IpNet::from(IpAddr::V6(port.mac.link_local()));
     let mut all: BTreeSet<(IpNet, _)> = fixed.chain([(own, port.mac)]).collect();
@@ -195,15 +200,10 @@ fn advertised<'a>(tap: &str, nets: impl Iterator<Item = &'a IpNet>, table: &mut 
 }
 
 /// The two chains of a rule set and the sets of the groups it names.
-fn rule_set(s: &Sections, hash: u64, table: &mut Table) {
+fn rule_set(s: &Sections, hash: u64, tracking: Tracking, table: &mut Table) {
     let Some(set) = s.rules.get(&hash) else { return };
-    for (direction, chain, jump) in
-        [(Direction::Ingress, "in", "jump base_in"), (Direction::Egress, "out", "jump base_out")]
-    {
-        let mut rules = state_rules(set);
-        rules.push(jump.to_string());
-        rules.extend(set.rules.iter().filter(|rule| rule.direction == direction).filter_map(rule_text));
-        rules.push("drop".to_string());
+    for (direction, chain) in [(Direction::Ingress, "in"), (Direction::Egress, "out")] {
+        let rules = chains::chain(set, direction, tracking);
         table.chains.insert(format!("{chain}_{hash:016x}"), rules);
     }
     for rule in &set.rules {
@@ -216,55 +216,10 @@ fn rule_set(s: &Sections, hash: u64, table: &mut Table) {
     }
 }
 
-fn state_rules(set: &RuleSet) -> Vec<String> {
-    if set.stateful { lines(&["meta mark 1 accept", "meta mark 2 drop"]) } else { Vec::new() }
-}
-
-fn group_set(group: Uuid, v6: bool) -> String {
+pub fn group_set(group: Uuid, v6: bool) -> String {
     format!("g{}_{}", if v6 { 6 } else { 4 }, group.simple())
 }
 
 fn group_type(v6: bool) -> String {
     format!("type ipv{}_addr", if v6 { 6 } else { 4 })
-}
-
-/// One rule as nft has it; none when it can never match.
-fn rule_text(rule: &Rule) -> Option<String> {
-    let (kind, ip) = if rule.v6 { ("ip6", "ip6") } else { ("ip", "ip") };
-    let end = if rule.direction == Direction::Ingress { "saddr" } else { "daddr" };
-    let remote = match rule.remote {
-        Remote::Any => String::new(),
-        Remote::Cidr(net) if net.addr().is_ipv6() != rule.v6 => return None,
-        Remote::Cidr(net) if net.prefix_len() == 0 => String::new(),
-        Remote::Cidr(net) => format!(" {ip} {end} {}", net.trunc()),
-        Remote::Group(group) => format!(" {ip} {end} @{}", group_set(group, rule.v6)),
-    };
-    Some(format!("ether type {kind}{remote}{} accept", protocol_text(rule)))
-}
-
-fn protocol_text(rule: &Rule) -> String {
-    match rule.protocol {
-        None => String::new(),
-        Some(1 | 58) => {
-            let (number, word) = if rule.v6 { (58, "icmpv6") } else { (1, "icmp") };
-            let kind = rule.min.map(|kind| format!(" {word} type {kind}")).unwrap_or_default();
-            let code = rule.max.map(|code| format!(" {word} code {code}")).unwrap_or_default();
-            format!(" meta l4proto {number}{kind}{code}")
-        }
-        Some(number) => format!(" meta l4proto {number}{}", ports_text(number, rule)),
-    }
-}
-
-/// Ports of the protocols that have them: DCCP, SCTP, TCP, UDP, UDP-Lite.
-fn ports_text(protocol: u8, rule: &Rule) -> String {
-    if !matches!(protocol, 6 | 17 | 33 | 132 | 136) || (rule.min, rule.max) == (None, None) {
-        return String::new();
-    }
-    let min = rule.min.unwrap_or(0);
-    let max = rule.max.unwrap_or(min).max(min);
-    match (min, max) {
-        (0, u16::MAX) => String::new(),
-        (min, max) if min == max => format!(" th dport {min}"),
-        (min, max) => format!(" th dport {min}-{max}"),
-    }
 }

@@ -131,9 +131,20 @@ fn sections() -> BTreeMap<SectionKey, Section> {
     .into()
 }
 
+/// A kernel that has no more than it must.
+const LEAST: Powers = Powers { tracking: Tracking::BrNetfilter, flowtable: false, shortcuts: false };
+
 fn planned(sections: BTreeMap<SectionKey, Section>, uplink: Option<&str>) -> KernelState {
+    planned_with(LEAST, sections, uplink)
+}
+
+fn planned_with(
+    powers: Powers,
+    sections: BTreeMap<SectionKey, Section>,
+    uplink: Option<&str>,
+) -> KernelState {
     let document = Document { sections, ..Document::default() };
-    plan(&Sections::of(&document), &small_settings(uplink), Tracking::BrNetfilter)
+    plan(&Sections::of(&document), &small_settings(uplink), powers)
 }
 
 fn small_settings(uplink: Option<&str>) -> Settings {
@@ -175,6 +186,83 @@ fn edit_port(sections: &mut BTreeMap<SectionKey, Section>, edit: impl FnOnce(&mu
 #[test]
 fn from_nothing() {
     check("from_nothing", &KernelState::default(), &planned(sections(), Some("eth0")));
+}
+
+/// The small cloud with a second subnet and a member elsewhere, so that there is something to shorten.
+fn wide() -> BTreeMap<SectionKey, Section> {
+    let mut wide = sections();
+    remote_member(&mut wide, "192.0.2.7");
+    let Some(Section::Router(router)) = wide.get_mut(&SectionKey::Router(id(4, 1))) else {
+        panic!("a router")
+    };
+    router.routes.clear();
+    router.interfaces.push(RouterInterface {
+        port: id(5, 2),
+        network: id(1, 2),
+        mac: Mac([0xfa, 0x16, 0x3e, 0, 1, 2]),
+        addresses: vec!["10.0.2.1/24".parse().unwrap(), "fd00:2::1/64".parse().unwrap()],
+    });
+    let other = port(4, 2, "10.0.2.5", None);
+    let member = Member {
+        mac: other.mac,
+        addresses: vec![other.fixed[0].address, "fd00:2::5".parse().unwrap()],
+        vtep: None,
+        name: String::new(),
+    };
+    let members = Members { network: id(1, 2), ports: [(other.id, member)].into() };
+    wide.insert(SectionKey::Network(id(1, 2)), Section::Network(network(2, "10.0.2.0/24", false)));
+    wide.insert(SectionKey::Members(id(1, 2)), Section::Members(members));
+    wide.insert(SectionKey::Port(other.id), Section::Port(other));
+    wide
+}
+
+#[test]
+fn a_kernel_with_all_powers_takes_shortcuts_beside_the_same_places() {
+    let (least, all) = (planned(wide(), None), planned_with(Powers::ALL, wide(), None));
+    check("powers", &least, &all);
+    check("powers_from_nothing", &KernelState::default(), &all);
+    let shortcuts = |state: &KernelState| {
+        let tables = state.places.values().flat_map(|space| space.tables.values());
+        tables.filter(|table| !table.devices.is_empty()).count()
+    };
+    assert_eq!((shortcuts(&least), shortcuts(&all)), (0, 3), "the way of all rules is whole without them");
+}
+
+#[test]
+fn shortcuts_follow_their_devices_and_members() {
+    let mut after = wide();
+    remote_member(&mut after, "192.0.2.8");
+    let Some(Section::Router(router)) = after.get_mut(&SectionKey::Router(id(4, 1))) else {
+        panic!("a router")
+    };
+    router.interfaces.pop();
+    check(
+        "shortcuts_changed",
+        &planned_with(Powers::ALL, wide(), None),
+        &planned_with(Powers::ALL, after, None),
+    );
+    let mut odd = wide();
+    let Some(Section::Router(router)) = odd.get_mut(&SectionKey::Router(id(4, 1))) else {
+        panic!("a router")
+    };
+    router.routes.push(("10.0.2.128/25".parse().unwrap(), "10.0.0.6".parse().unwrap()));
+    let state = planned_with(Powers::ALL, odd, None);
+    let tables = &state.places[&Place::Router(id(4, 1))].tables;
+    assert!(!tables.contains_key("netdev shisa"), "a route into a subnet takes the whole way");
+}
+
+#[test]
+fn a_device_that_is_made_anew_takes_its_tables_along() {
+    let all = planned_with(Powers::ALL, wide(), None);
+    let mut seen = all.clone();
+    let router = seen.places.get_mut(&Place::Router(id(4, 1))).unwrap();
+    let leg = router.links.keys().find(|name| name.starts_with("qr-")).unwrap().clone();
+    router.links.remove(&leg);
+    let steps: Vec<String> = diff(&seen, &all).iter().map(|step| step.to_string()).collect();
+    for table in ["netdev shisa", "inet flows"] {
+        let anew = format!("delete table {table}\n    add table {table}\n");
+        assert!(steps.iter().any(|step| step.contains(&anew)), "{table}: {steps:#?}");
+    }
 }
 
 #[test]
@@ -345,7 +433,7 @@ fn check_places(
     let differ: BTreeSet<Place> =
         differ.filter(|place| was.places.get(place) != is.places.get(place)).collect();
     assert!(differ.is_subset(&places), "{key:?}: {differ:?} differ, {places:?} are planned");
-    let part = plan_of(&new, &settings, Tracking::BrNetfilter, &places);
+    let part = plan_of(&new, &settings, LEAST, &places);
     assert_eq!(part, is.of(&places), "{key:?}: a place is the same planned alone");
 }
 

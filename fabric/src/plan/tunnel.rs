@@ -92,6 +92,9 @@ pub fn dig(s: &Sections, settings: &Settings, network: &Network, space: &mut Spa
 /// The legs of routers that every node has, and the ports of services that every node answers.
 fn stay_here(s: &Sections, settings: &Settings, network: &Network, space: &mut Space) {
     let Some(table) = space.tables.get_mut("bridge shisa") else { return };
+    if let Some(ingress) = table.sets.get_mut("ingress").filter(|_| is_dug(s, settings, network)) {
+        ingress.elements.insert(vec![TUNNEL.to_string()], "goto tunnel".to_string());
+    }
     let mut insert = |set: &str, key: String| {
         if let Some(set) = table.sets.get_mut(set) {
             set.elements.insert(vec![key], String::new());
@@ -125,21 +128,18 @@ fn distributed_legs<'a>(
     legs.filter(move |(_, interface)| interface.network == network)
 }
 
-/// Frames that do not leave the node, in the table of a network.
+/// Frames that do not leave the node, in the table of a network: asked of what goes into the tunnel.
 pub fn rules() -> Vec<String> {
     let everyone = "ether daddr & 01:00:00:00:00:00 != 01:00:00:00:00:00";
-    let mut rules =
-        vec!["chain tunnel { type filter hook postrouting priority -10; policy accept; }".to_string()];
-    rules.extend([
-        format!("rule tunnel oifname != \"{TUNNEL}\" accept"),
+    [
         "rule tunnel meta mark 8 drop".to_string(),
         "rule tunnel ether saddr @host drop".to_string(),
         "rule tunnel ether type arp arp daddr ip @held drop".to_string(),
         format!("rule tunnel {everyone} accept"),
         "rule tunnel ether saddr @legs drop".to_string(),
         "rule tunnel meta l4proto udp th dport @answered drop".to_string(),
-    ]);
-    rules
+    ]
+    .into()
 }
 
 /// Tunnels are not connections: the host's table of them stays for the host.

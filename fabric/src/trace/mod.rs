@@ -15,9 +15,9 @@ pub(crate) mod tests;
 pub use packet::Packet;
 
 use crate::Settings;
-use crate::plan::{Sections, Tracking, plan};
+use crate::plan::{FLOWS, Powers, SHORTCUTS, Sections, plan};
 use crate::state::{HOST_LEG, KernelState, Link, LinkKind, MAIN, Place, Space, TUNNEL, tap};
-use base::node::Document;
+use base::node::{Document, claim_id};
 use base::units::Mac;
 use rules::{Verdict, hook};
 use std::collections::BTreeMap;
@@ -106,7 +106,7 @@ enum Step {
 impl World {
     /// Adds a node with its document.
     pub fn node(&mut self, name: &str, settings: &Settings, document: Document) {
-        let state = plan(&Sections::of(&document), settings, Tracking::Bridge);
+        let state = plan(&Sections::of(&document), settings, Powers::ALL);
         let node = Node { address: settings.node_address, state, document };
         self.nodes.insert(name.to_string(), node);
     }
@@ -211,6 +211,14 @@ impl World {
             let why = format!("{} has no tunnel on this node", at.place);
             return Ok((Step::End(End::Lost { why }), String::new()));
         }
+        if let Some(device) = shortcut(space, packet)? {
+            let Some((_, next)) =
+                self.station(at, network, space, packet.target_mac).filter(|(by, _)| *by == device)
+            else {
+                return Err(format!("a shortcut of {} leads elsewhere than the bridge", at.place));
+            };
+            return Ok((next, format!("straight from {} to {device}", at.device)));
+        }
         let rules = space.tables.get("bridge shisa");
         if let Some(Verdict::Drop { chain, rule }) =
             rules.map(|t| hook(t, "prerouting", packet)).transpose()?
@@ -225,7 +233,7 @@ impl World {
         let what = format!("bridged from {} to {device}", at.device);
         match rules.map(|t| hook(t, "postrouting", packet)).transpose()? {
             Some(Verdict::Drop { chain, rule }) => Ok((Step::End(End::Dropped { chain, rule }), what)),
-            Some(Verdict::Accept) | None => Ok((next, what)),
+            Some(Verdict::Accept | Verdict::Forward(_)) | None => Ok((next, what)),
         }
     }
 
@@ -236,7 +244,11 @@ impl World {
             Step::To(At { node: node.to_string(), place, device: device.to_string() })
         };
         let s = Sections::of(&node.document);
-        if let Some(port) = s.ports_of(network).find(|port| port.mac == mac) {
+        let virtual_at = |port: &base::node::Port| {
+            let members = s.members.get(&network).map(|members| &members.ports);
+            members.is_some_and(|members| members.contains_key(&claim_id(port.id, mac)))
+        };
+        if let Some(port) = s.ports_of(network).find(|port| port.mac == mac || virtual_at(port)) {
             return Some((tap(port.id), Step::End(End::Delivered { port: port.id })));
         }
         for (place, other) in &node.state.places {
@@ -275,7 +287,8 @@ impl World {
         let Some(space) = node.state.places.get(&at.place) else {
             return Ok((Step::End(End::Lost { why: format!("{} is not there", at.place) }), String::new()));
         };
-        let rules = space.tables.get("inet shisa");
+        let straight = shortcut(space, packet)?;
+        let rules = space.tables.get("inet shisa").filter(|_| straight.is_none());
         (packet.mark, packet.translated) = (0, false);
         let (from, to) = (packet.source, packet.target);
         if let Some(Verdict::Drop { chain, rule }) =
@@ -294,13 +307,19 @@ impl World {
         let Some((device, hop)) = next_hop(space, packet) else {
             return Ok((Step::End(End::Lost { why: format!("no route to {}", packet.target) }), what));
         };
+        if straight.as_ref().is_some_and(|straight| *straight != device || hop != packet.target) {
+            return Err(format!("a shortcut of {} leads elsewhere than its routes", at.place));
+        }
         packet.leaves.clone_from(&device);
+        let flows = space.tables.get(FLOWS).filter(|_| straight.is_none());
+        flows.map(|table| hook(table, "forward", packet)).transpose()?;
         for point in ["forward", "postrouting"] {
             if let Some(Verdict::Drop { chain, rule }) = rules.map(|t| hook(t, point, packet)).transpose()? {
                 return Ok((Step::End(End::Dropped { chain, rule }), format!("{what}routed to {device}")));
             }
         }
-        what += &format!("routed to {hop} by {device}");
+        let how = if straight.is_some() { "routed straight" } else { "routed" };
+        what += &format!("{how} to {hop} by {device}");
         if packet.source != from {
             what += &format!(", from {from} becomes from {}", packet.source);
         }
@@ -364,4 +383,10 @@ fn next_hop(space: &Space, packet: &Packet) -> Option<(String, IpAddr)> {
         }
         (None, None) => None,
     }
+}
+
+/// The device by which a packet leaves a place at once.
+fn shortcut(space: &Space, packet: &mut Packet) -> Result<Option<String>, String> {
+    let taken = space.tables.get(SHORTCUTS).map(|table| hook(table, "ingress", packet)).transpose()?;
+    Ok(taken.and_then(|verdict| if let Verdict::Forward(device) = verdict { Some(device) } else { None }))
 }

@@ -22,6 +22,8 @@ pub struct Packet {
     pub leaves: String,
 }
 
+/// How far it may go.
+const HOPS: u8 = 64;
 /// Echo request of ICMP and ICMPv6.
 const ECHO: (u8, u8) = (8, 128);
 
@@ -51,6 +53,10 @@ impl Packet {
             "ip protocol" => (!self.v6()).then(|| self.protocol.to_string()),
             "meta l4proto" => Some(self.protocol.to_string()),
             "meta nfproto" => Some(if self.v6() { "ipv6" } else { "ipv4" }.to_string()),
+            "meta pkttype" => Some("host".to_string()),
+            "ip ttl" => (!self.v6()).then(|| HOPS.to_string()),
+            "ip6 hoplimit" => self.v6().then(|| HOPS.to_string()),
+            "ip hdrlength" => (!self.v6()).then(|| "5".to_string()),
             "meta mark" => Some(self.mark.to_string()),
             "th sport" => ports(0, |p| p.0),
             "th dport" => ports(0, |p| p.1),
@@ -65,6 +71,7 @@ impl Packet {
             "icmpv6 code" => echo(58, 0),
             "icmp id" => None,
             "ct state" => Some("new".to_string()),
+            "ct direction" => Some("original".to_string()),
             "ct status" => Some(if self.translated { "dnat" } else { "" }.to_string()),
             arp if arp.starts_with("arp ") => None,
             // Inside of what an ICMP error quotes, or of neighbour discovery.

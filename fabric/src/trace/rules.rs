@@ -8,6 +8,8 @@ use std::net::IpAddr;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Accept,
+    /// Goes on by this device at once.
+    Forward(String),
     /// By this rule of this chain.
     Drop {
         chain: String,
@@ -23,6 +25,7 @@ enum Flow {
     Return,
     Jump(String),
     Goto(String),
+    Forward(String),
 }
 
 /// Chains that call chains: deeper than nft allows.
@@ -32,22 +35,24 @@ const DEPTH_MAX: usize = 16;
 ///
 /// Errors: a rule that is not understood, with its text.
 pub fn hook(table: &Table, hook: &str, packet: &mut Packet) -> Result<Verdict, String> {
-    let wanted = format!("hook {hook} priority ");
+    let wanted = format!("hook {hook} ");
     let mut chains: Vec<(i32, &str)> = Vec::new();
     for line in table.base.iter().filter_map(|line| line.strip_prefix("chain ")) {
         let name = line.split(' ').next().unwrap_or_default();
-        if let Some((_, rest)) = line.split_once(&wanted) {
-            let priority = rest.split(';').next().unwrap_or_default();
-            chains.push((
-                priority.parse().map_err(|_| format!("the priority of '{line}' is not a number"))?,
-                name,
-            ));
+        let Some((_, rest)) = line.split_once(&wanted) else { continue };
+        let (devices, rest) = rest.split_once("priority ").unwrap_or_default();
+        if !devices.is_empty() && !devices.split('"').any(|device| device == packet.came) {
+            continue;
         }
+        let priority = rest.split(';').next().unwrap_or_default();
+        chains
+            .push((priority.parse().map_err(|_| format!("the priority of '{line}' is not a number"))?, name));
     }
     chains.sort();
     for (_, name) in chains {
-        if let Some(drop @ Verdict::Drop { .. }) = (Reader { table, packet }).chain(name, 0)? {
-            return Ok(drop);
+        match (Reader { table, packet }).chain(name, 0)? {
+            Some(end @ (Verdict::Drop { .. } | Verdict::Forward(_))) => return Ok(end),
+            Some(Verdict::Accept) | None => {}
         }
     }
     Ok(Verdict::Accept)
@@ -87,6 +92,7 @@ impl<'a> Reader<'a> {
                     }
                 }
                 Flow::Goto(to) => return self.chain(&to, depth + 1),
+                Flow::Forward(device) => return Ok(Some(Verdict::Forward(device))),
             }
         }
         Ok(None)
@@ -105,6 +111,10 @@ impl<'a> Reader<'a> {
                 // Sizes of segments, and the cache of established flows: neither decides where a first packet goes.
                 "tcp" if words.peek() == Some("option") => return Ok(Flow::Next),
                 "flow" => return Ok(Flow::Next),
+                "fwd" => {
+                    while !matches!(words.need()?.as_str(), "to" | "device") || words.ahead(1).is_some() {}
+                    return Ok(Flow::Forward(words.need()?));
+                }
                 "snat" | "dnat" => {
                     if !self.translate(&word, &mut words)? {
                         return Ok(Flow::Next);
@@ -170,6 +180,10 @@ impl<'a> Reader<'a> {
         if not {
             words.skip(1);
         }
+        let more = words.peek() == Some(">");
+        if more {
+            words.skip(1);
+        }
         let wanted = words.need()?;
         if words.peek() == Some("/") {
             // `tcp flags syn / syn,rst`: of these flags these are set.
@@ -178,6 +192,7 @@ impl<'a> Reader<'a> {
         let Some(key) = key else { return Ok(Match::No) };
         let is = match (wanted.strip_prefix('@'), &mask) {
             (Some(_), _) => self.look_up(&wanted, &key).is_some(),
+            (None, None) if more => key[0].parse::<u32>().ok() > wanted.parse::<u32>().ok(),
             (None, Some(mask)) => masked(&key[0], mask)? == wanted,
             (None, None) => alternatives(&wanted).any(|wanted| is(&wanted, &key[0])),
         };
@@ -377,6 +392,7 @@ mod tests {
         let got = hook(&table, "forward", &mut packet).map(|verdict| match verdict {
             Verdict::Accept => format!("{} {} {}", packet.source, packet.target, packet.mark),
             Verdict::Drop { chain, rule } => format!("{chain}: {rule}"),
+            Verdict::Forward(device) => format!("by {device}"),
         });
         match (got, expect) {
             (Ok(got), Ok(expect)) => assert_eq!(got, expect, "{rules:?}"),
@@ -411,6 +427,12 @@ mod tests {
                 "ct state established,related drop",
             ],
             plain,
+        );
+        check(&["ip ttl > 1 ip daddr 10.0.9.9 drop", "ip ttl > 64 drop"], plain);
+        check(&["ip ttl > 1 ip hdrlength 5 fwd ip to ip daddr device \"qr-b\""], Ok("by qr-b"));
+        check(
+            &["ct state established meta l4proto { tcp, udp } flow add @flows", "fwd to \"vxlan0\""],
+            Ok("by vxlan0"),
         );
         check(&["vlan id 7 drop"], Err("'vlan' is not known to the trace: in the rule 'vlan id 7 drop'"));
     }

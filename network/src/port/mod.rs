@@ -9,12 +9,13 @@ use crate::port_forwarding;
 use crate::security_group::{self, SecurityGroup};
 use crate::subnet::{self, Subnet};
 use crate::{PORT, ipam, spread};
+use base::node::PortReport;
 use base::units::Mac;
 use base::{Error, Id, IdKind, ProjectId, Result};
 use identity::limit;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -59,6 +60,9 @@ pub struct Port {
     /// Observed by the node: addresses of its allowed pairs that its guest has announced, until another port's does.
     #[serde(default)]
     pub claims: BTreeSet<IpAddr>,
+    /// Where they are found, when that is the MAC of a pair.
+    #[serde(default)]
+    pub claim_macs: BTreeMap<IpAddr, Mac>,
 }
 
 fn yes() -> bool {
@@ -250,6 +254,7 @@ pub fn create(tx: &mut Tx, project: ProjectId, new: &NewPort) -> Result<Arc<Port
             propagate_uplink: true,
             up: false,
             claims: BTreeSet::new(),
+            claim_macs: BTreeMap::new(),
         },
     )?;
     spread::port_bound(tx, &port)?;
@@ -479,19 +484,25 @@ pub fn with_address(state: &State, network: Id<Network>, address: IpAddr) -> Opt
 
 /// What a node saw of a port. An address that it claims anew is taken from whoever had claimed it before; one that is
 /// a fixed address of a port with a node is nobody's to claim. A node drops a claim once it is told of a later one.
-pub fn observed(tx: &mut Tx, id: Id<Port>, up: bool, claims: &BTreeSet<IpAddr>) -> Result<()> {
+pub fn observed(tx: &mut Tx, id: Id<Port>, seen: &PortReport) -> Result<()> {
     let Some(port) = tx.get::<Port>(&id).cloned() else { return Ok(()) };
     let in_use =
         |a: IpAddr| with_address(tx, port.network, a).is_some_and(|p| p.id != id && !p.host.is_empty());
     let allowed = |a: &IpAddr| port.pairs.iter().any(|pair| pair.net.contains(a)) && !in_use(*a);
-    let claims: BTreeSet<IpAddr> = claims.iter().copied().filter(allowed).collect();
+    let claims: BTreeSet<IpAddr> = seen.claims.iter().copied().filter(allowed).collect();
+    let of_pair = |a: IpAddr, mac: Mac| port.pairs.iter().any(|p| p.net.contains(&a) && p.mac == Some(mac));
+    let macs = seen.macs.iter().map(|(a, mac)| (*a, *mac));
+    let macs = macs.filter(|(a, mac)| claims.contains(a) && *mac != port.mac && of_pair(*a, *mac)).collect();
     for address in claims.difference(&port.claims) {
         let before: Vec<Id<Port>> = tx.by(&BY_CLAIM, (port.network, *address)).map(|p| p.id).collect();
         for other in before {
-            tx.update::<Port>(&other, |other| _ = other.claims.remove(address))?;
+            tx.update::<Port>(&other, |other| {
+                other.claims.remove(address);
+                other.claim_macs.remove(address);
+            })?;
         }
     }
-    tx.update::<Port>(&id, |port| (port.up, port.claims) = (up, claims))?;
+    tx.update::<Port>(&id, |port| (port.up, port.claims, port.claim_macs) = (seen.up, claims, macs))?;
     Ok(())
 }
 

@@ -19,6 +19,7 @@ pub use control::{First, Word};
 
 use crate::cli;
 use crate::logging;
+use crate::planes::STORE;
 use crate::state::Directory;
 use api::{Faults, Reply, listen};
 use base::{Error, Result};
@@ -66,7 +67,9 @@ pub async fn run(directory: &Directory, args: &cli::Plane) -> Result<()> {
     logging::start(&sockets.folder.join("log"))?;
     let policy = args.policy.as_deref().map(crate::up::policy).transpose()?.unwrap_or_default();
     // Loading may take long, and nothing else is to be done meanwhile.
-    let cell = services::open(directory, &args.store, &args.name)?;
+    let none = |e| Error::invalid("a plane is started by `shisa up`").because(e);
+    let store = std::env::var(STORE).map_err(none)?;
+    let cell = services::open(directory, &store, &args.name)?;
     let services = Services::new(cell, directory, &policy, args.public_url.clone(), args.reach.clone())?;
     let services = Arc::new(services);
     let api = bind(&sockets.api())?;

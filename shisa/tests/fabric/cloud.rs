@@ -77,7 +77,7 @@ impl Plane {
     }
 
     fn shisa(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_shisa"));
+        let mut command = Command::new(crate::shisa());
         command.args(words).arg("--state").arg(&self.state).stdin(Stdio::null());
         command
     }

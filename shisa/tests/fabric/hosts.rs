@@ -114,7 +114,7 @@ impl Host {
     /// Starts its node's process. `token`: a file, for the first time.
     pub fn start(&mut self, n: usize, token: Option<&Path>) {
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
-        let mut command = self.space.command(env!("CARGO_BIN_EXE_shisa"));
+        let mut command = self.space.command(&crate::shisa());
         command.arg("node").arg("--state").arg(&self.state);
         if let Some(token) = token {
             command.arg("--token").arg(token).args(["--machine", "simulated", "--fabric"]);
@@ -158,8 +158,14 @@ impl Host {
     }
 }
 
+/// How many times longer a wait may take on an emulated machine: `SHISA_FABRIC_SLOW`.
+pub fn slow() -> u32 {
+    std::env::var("SHISA_FABRIC_SLOW").ok().and_then(|times| times.parse().ok()).unwrap_or(1)
+}
+
 /// Waits until something holds; what it is not in the end.
 pub fn until<T>(wait: Duration, mut look: impl FnMut() -> Outcome<T>) -> Outcome<T> {
+    let wait = wait * slow();
     let begin = Instant::now();
     loop {
         match look() {

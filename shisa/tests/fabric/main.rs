@@ -26,6 +26,11 @@ use std::process::ExitCode;
 use std::time::Instant;
 use town::Town;
 
+/// The program that is tried: this build's, or `SHISA` on a machine that has no build.
+pub fn shisa() -> String {
+    std::env::var("SHISA").unwrap_or_else(|_| env!("CARGO_BIN_EXE_shisa").to_string())
+}
+
 /// What was wanted, or why not.
 pub type Outcome<T = String> = Result<T, String>;
 

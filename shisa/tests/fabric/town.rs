@@ -142,10 +142,19 @@ impl Town {
 
     /// A network's namespace on a host.
     pub fn place(&self, host: usize, network: &str) -> Outcome<Space> {
+        self.namespace(host, &format!("-net-{network}"))
+    }
+
+    /// The namespace of the router of all, on a host.
+    pub fn router_place(&self, host: usize) -> Outcome<Space> {
+        self.namespace(host, &format!("-router-{}", self.router))
+    }
+
+    fn namespace(&self, host: usize, end: &str) -> Outcome<Space> {
         let host = &self.machines.hosts[host].space;
         let names = host.run("ls /run/netns")?;
-        let found = names.split_whitespace().find(|name| name.ends_with(&format!("-net-{network}")));
-        host.named(found.ok_or_else(|| format!("no namespace of network {network} in {names}"))?)
+        let found = names.split_whitespace().find(|name| name.ends_with(end));
+        host.named(found.ok_or_else(|| format!("no namespace {end} in {names}"))?)
     }
 
     /// Ends a server, and the guest that played it.

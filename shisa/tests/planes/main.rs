@@ -164,10 +164,20 @@ fn quantile(checks: &mut Checks, timed: bool, name: &str, ms: &[f64], at: f64, m
     }
 }
 
+/// How long mutations were held in each. A switch that does not succeed in its time goes back by itself, which is no
+/// failure while other work is on the machine; it is told, and made again.
 async fn switches(planes: &Planes, count: usize) -> Vec<f64> {
-    let mut held = Vec::new();
-    for _ in 0..count {
-        held.push(planes.promote(&planes.standby()).1);
+    let (mut held, mut back) = (Vec::new(), 0);
+    while held.len() < count {
+        match planes.promote(&planes.standby()) {
+            Ok((_, ms)) => held.push(ms),
+            Err(why) => {
+                back += 1;
+                println!("       a switch went back: {}", why.trim());
+                assert!(back <= count, "switches do not succeed");
+                planes.both_there().await;
+            }
+        }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     held
@@ -177,10 +187,13 @@ async fn switches(planes: &Planes, count: usize) -> Vec<f64> {
 async fn rollbacks(planes: &Planes, count: usize) -> Vec<f64> {
     let mut back = Vec::new();
     for _ in 0..count {
-        let (before, next) = (planes.active(), planes.standby());
-        planes.promote(&next);
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        back.push(planes.promote(&before).0);
+        switches(planes, 1).await;
+        let begin = Instant::now();
+        while let Err(why) = planes.promote(&planes.standby()) {
+            println!("       a rollback is tried again: {}", why.trim());
+            planes.both_there().await;
+        }
+        back.push(begin.elapsed().as_secs_f64() * 1000.0);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     back

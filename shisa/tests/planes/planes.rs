@@ -88,14 +88,15 @@ impl Planes {
         (line.name, line.pid)
     }
 
-    /// Milliseconds of the whole command, and how long mutations were held.
-    pub fn promote(&self, name: &str) -> (f64, f64) {
+    /// Milliseconds of the whole command, and how long mutations were held; or why it went back.
+    pub fn promote(&self, name: &str) -> Result<(f64, f64), String> {
         let begin = Instant::now();
         let output = run(&self.state, &["plane", "promote", name]);
         let took = begin.elapsed().as_secs_f64() * 1000.0;
         let text = String::from_utf8(output.stdout).unwrap();
         let held = text.rsplit_once("were held ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
-        (took, held.unwrap_or_else(|| panic!("{text}{}", String::from_utf8_lossy(&output.stderr))))
+        let why = || format!("{text}{}", String::from_utf8_lossy(&output.stderr));
+        Ok((took, held.ok_or_else(why)?))
     }
 
     pub fn kill_active(&mut self) {

@@ -145,3 +145,22 @@ pub fn open(url: &str) -> Result<Box<dyn Engine>> {
         )),
     }
 }
+
+/// A store's URL as it may be shown: without what stands between a user's name and the `@`.
+pub fn shown(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.into() };
+    match rest.rsplit_once('@') {
+        Some((user, host)) => format!("{scheme}://{}@{host}", user.split(':').next().unwrap_or_default()),
+        None => url.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_password_is_not_shown() {
+        assert_eq!(super::shown("postgres://me:se@cret@db:5432/x"), "postgres://me@db:5432/x");
+        assert_eq!(super::shown("etcd://a:1,b:2/cell"), "etcd://a:1,b:2/cell");
+        assert_eq!(super::shown("sqlite:a@b.db"), "sqlite:a@b.db");
+    }
+}

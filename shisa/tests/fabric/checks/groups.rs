@@ -5,17 +5,19 @@ use crate::Outcome;
 use crate::cloud::text;
 use crate::guest::{ECHO, Guest, WAIT, line};
 use crate::hosts::until;
+use crate::space::Space;
 use crate::town::{SOON, Town, rule};
 use serde_json::{Value, json};
 use std::io::Write;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
-fn group(town: &Town, name: &str) -> Outcome {
+pub fn group(town: &Town, name: &str) -> Outcome {
     Ok(text(&town.api.make("security_group", json!({"name": name}))?["id"]))
 }
 
-fn tcp(more: Value) -> Value {
+/// A rule for echo over TCP.
+pub fn tcp(more: Value) -> Value {
     crate::town::with(json!({"protocol": "tcp", "port_range_min": ECHO, "port_range_max": ECHO}), more)
 }
 
@@ -28,7 +30,7 @@ fn reached(from: &Guest, to: &Guest, expect: bool) -> Outcome {
 }
 
 /// A guest of a group of its own on the second host.
-fn guarded<T>(
+pub fn guarded<T>(
     town: &mut Town,
     name: &str,
     work: impl FnOnce(&mut Town, &Guest, &str) -> Outcome<T>,
@@ -101,9 +103,10 @@ pub fn remote_group(town: &mut Town) -> Outcome {
 const FLOWS: usize = 8;
 const ANSWER_MAX: Duration = Duration::from_millis(400);
 
-fn flow(from: &Guest, to: &Guest) -> Outcome<TcpStream> {
-    let to = SocketAddr::new(to.address(), ECHO);
-    let flow = from.space.inside(|| TcpStream::connect_timeout(&to, WAIT));
+/// A connection that has said who it is.
+pub fn flow(from: &Space, to: IpAddr) -> Outcome<TcpStream> {
+    let to = SocketAddr::new(to, ECHO);
+    let flow = from.inside(|| TcpStream::connect_timeout(&to, WAIT));
     let mut flow = flow.map_err(|e| e.to_string())?;
     flow.set_read_timeout(Some(WAIT)).unwrap();
     line(&mut flow)?;
@@ -111,7 +114,8 @@ fn flow(from: &Guest, to: &Guest) -> Outcome<TcpStream> {
     Ok(flow)
 }
 
-fn talks(flow: &mut TcpStream) -> bool {
+/// Whether a line is answered.
+pub fn talks(flow: &mut TcpStream) -> bool {
     flow.write_all(b"still there\n").is_ok() && line(flow).is_ok()
 }
 
@@ -119,7 +123,8 @@ pub fn removed_rule(town: &mut Town) -> Outcome {
     guarded(town, "removed", |town, guest, group| {
         let id = rule(&town.api, group, tcp(json!({})))?;
         reached(&town.blues[0], guest, true)?;
-        let mut flows = (0..FLOWS).map(|_| flow(&town.blues[0], guest)).collect::<Outcome<Vec<_>>>()?;
+        let mut flows =
+            (0..FLOWS).map(|_| flow(&town.blues[0].space, guest.address())).collect::<Outcome<Vec<_>>>()?;
         ensure(flows.iter_mut().all(talks), "the flows talk before")?;
         town.api.delete(&format!("/v2.0/security-group-rules/{id}"))?;
         until(SOON, || {

@@ -4,7 +4,7 @@ use super::central::Central;
 use super::ensure;
 use crate::Outcome;
 use crate::guest::{ECHO, Guest, asks};
-use crate::hosts::{WORLD, until};
+use crate::hosts::{WORLD, slow, until};
 use crate::town::{SOON, Town, nodes_up};
 use serde_json::Value;
 use std::process::{Child, Stdio};
@@ -51,7 +51,7 @@ pub fn plane(town: &mut Town) -> Outcome {
     let mut outcome = check(town, "without a plane");
     town.machines.hosts[1].crash();
     town.machines.hosts[1].start(1, None);
-    std::thread::sleep(Duration::from_secs(2));
+    std::thread::sleep(Duration::from_secs(2) * slow());
     outcome = outcome.and_then(|seen| Ok(format!("{seen}, {}", check(town, "with a node started anew")?)));
     town.plane.start()?;
     until(LOST_MAX, || ensure(nodes_up(&town.api)?.len() == 3, "not all nodes came back"))?;
@@ -145,7 +145,7 @@ fn widen(town: &Town) -> Outcome<()> {
 
 pub fn restarts(town: &mut Town) -> Outcome {
     widen(town)?;
-    let seconds = RESTARTS as u64 * RESTART_EVERY.as_millis() as u64 / 1000 + 2;
+    let seconds = RESTARTS as u64 * (RESTART_EVERY * slow()).as_millis() as u64 / 1000 + 2;
     crate::town::rule(&town.api, &town.open, serde_json::json!({"protocol": "udp"}))?;
     crate::town::rule(
         &town.api,
@@ -189,7 +189,7 @@ fn crash_often(town: &mut Town) {
         let host = n % 2;
         town.machines.hosts[host].crash();
         town.machines.hosts[host].start(host, None);
-        let next = RESTART_EVERY * (n as u32 + 1);
+        let next = RESTART_EVERY * slow() * (n as u32 + 1);
         std::thread::sleep(next.saturating_sub(begin.elapsed()));
     }
 }

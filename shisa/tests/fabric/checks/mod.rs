@@ -6,6 +6,7 @@ mod central;
 mod east_west;
 mod groups;
 mod loss;
+mod offload;
 mod outside;
 mod services;
 mod sizes;
@@ -47,6 +48,7 @@ pub const ALL: &[Check] = &[
     long("group-outward", "nothing goes out without a rule, answers do, with a rule what it says", groups::outward),
     short("group-remote", "members of the remote group come in, others and former ones do not", groups::remote_group),
     short("group-removed-rule", "an established flow is cut", groups::removed_rule),
+    short("flowtable", "established flows are carried by it where the kernel has one, and end with their rule and their address", offload::established),
     long("spoof-mac", "dropped", spoof::source_mac),
     short("spoof-ip", "dropped", spoof::source_address),
     long("spoof-arp-ip", "dropped", spoof::arp_address),
