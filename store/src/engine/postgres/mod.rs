@@ -38,6 +38,8 @@ const TIDY_MAX: Duration = Duration::from_millis(200);
 const LATE_DOUBLED_MAX: u32 = 2;
 /// Deleted records that are remembered to be taken out; more are found at the next start.
 const GONE_MAX: usize = 100_000;
+/// Entries that are read at once: what comes within a call.
+const TAIL_BYTES: i64 = 8 << 20;
 /// Encoded size of a batch: what a slow disk still writes within a call.
 const BATCH_BYTES_MAX: usize = 4 << 20;
 
@@ -375,7 +377,7 @@ impl Engine for Postgres {
 
     fn tail(&mut self, after: Revision, limit: usize) -> Result<Tail> {
         let (from, limit) = (after as i64, limit as i64);
-        let rows = self.call(async |s| s.all(sql::TAIL, &[&from, &limit]).await);
+        let rows = self.call(async |s| s.all(sql::TAIL, &[&from, &limit, &TAIL_BYTES]).await);
         let rows = rows.map_err(|failed| self.told(failed))?;
         if rows.first().is_none_or(|row| number(row, 0) <= after) {
             return Ok(Tail::Entries(Vec::new()));

@@ -52,12 +52,13 @@ pub const RELEASE: &str = "UPDATE lane SET free=1 WHERE id=1 AND epoch=$1";
 
 pub const SIGN: &str = "SELECT epoch, counter, revision, owner, free FROM lane WHERE id=1";
 
-/// The head and the entries as of one moment.
+/// The head and the entries as of one moment, no more bytes than asked for but for the first.
 pub const TAIL: &str = "
     SELECT lane.revision, entry.revision, entry.epoch, entry.body
     FROM lane LEFT JOIN (
-        SELECT 1 AS lane, revision, epoch, body FROM log WHERE revision>$1 ORDER BY revision LIMIT $2
-    ) AS entry ON entry.lane=lane.id
+        SELECT 1 AS lane, revision, epoch, body, sum(octet_length(body)) OVER (ORDER BY revision) AS bytes
+        FROM (SELECT revision, epoch, body FROM log WHERE revision>$1 ORDER BY revision LIMIT $2) AS page
+    ) AS entry ON entry.lane=lane.id AND (entry.bytes<=$3::BIGINT OR entry.revision=$1+1)
     WHERE lane.id=1 ORDER BY entry.revision";
 
 pub const SWEEP: &str = "DELETE FROM image WHERE body IS NULL
