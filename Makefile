@@ -19,7 +19,7 @@ PROGRAMS := cc:gcc ld.lld:lld qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-u
   busybox:busybox iperf3:iperf3
 
 .PHONY: help deps cargo build up down guest clients test acceptance fabric-test fabric-test-broken gate bench bench-network \
-  bench-fabric bench-fabric-node conformance clean
+  rollout-test-broken bench-fabric bench-fabric-node conformance clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
@@ -76,6 +76,20 @@ fabric-test-broken: deps ## that fabric-test finds what is broken on purpose
 	  failed=$$(grep '^failed: ' <<<"$$said") && grep -qw -- "$${fault#*:}" <<<"$$failed" || \
 	    { echo "$$said"; echo "$${fault%:*}: $${fault#*:} did not fail"; exit 1; }; \
 	  echo "$${fault%:*}: $$failed"; \
+	done
+
+# Each broken candidate with the step of a rollout that must find it.
+CANDIDATES := break-digest:digest break-answer:reads break-panic:reads break-slow:cost break-leak:cost break-after:bake
+
+rollout-test-broken: deps ## that a rollout finds candidates that are broken on purpose, before or after the switch
+	@mkdir -p $(TARGET)/broken; \
+	cargo build -q -p shisa --features break-candidate || exit 1; \
+	for fault in $(CANDIDATES); do cp $(TARGET)/debug/shisa $(TARGET)/broken/$${fault%:*} || exit 1; done; \
+	cargo test -q -p shisa --test rollout --no-run || exit 1; \
+	for fault in $(CANDIDATES); do \
+	  said=$$(SHISA_CANDIDATE=$(abspath $(TARGET))/broken/$${fault%:*} SHISA_EXPECT=$${fault#*:} \
+	    cargo test -q -p shisa --test rollout -- --ignored --nocapture 2>&1) || { echo "$$said"; echo "$${fault%:*}: FAILED"; exit 1; }; \
+	  echo "$${fault%:*}: $$(grep '^rollout 1 did not end' <<<"$$said")"; \
 	done
 
 gate: deps ## format, lints, tests: cheapest first

@@ -25,6 +25,7 @@ mod plane;
 mod planes;
 mod progress;
 mod range;
+mod rollout;
 mod routers;
 mod state;
 mod status;
