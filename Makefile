@@ -21,7 +21,7 @@ TEST_PROGRAMS := busybox:busybox iperf3:iperf3
 BENCH_PROGRAMS := iperf3:iperf3 jq:jq sockperf:sockperf ethtool:ethtool
 
 .PHONY: help deps deps-test deps-bench cargo build up down guest clients test acceptance fabric-test fabric-test-debian \
-  fabric-test-broken planes-test planes-test-broken gate bench bench-store bench-network bench-fabric bench-fabric-node \
+  fabric-test-broken planes-test planes-test-broken rollout-test-broken gate bench bench-store bench-network bench-fabric bench-fabric-node \
   conformance clean
 
 help: ## this list
@@ -121,6 +121,20 @@ planes-test-broken: deps-test ## that planes-test finds an owner that is not fen
 	  if said=$$($$run 2>&1); then echo "$$fault: nothing failed"; exit 1; fi; \
 	  failed=$$(grep '^failed: ' <<<"$$said") || { echo "$$said"; echo "$$fault: it did not end"; exit 1; }; \
 	  echo "$$fault: $$failed"; \
+	done
+
+# Each broken candidate with the step of a rollout that must find it.
+CANDIDATES := break-digest:digest break-answer:reads break-panic:reads break-slow:cost break-leak:cost break-after:bake
+
+rollout-test-broken: deps ## that a rollout finds candidates that are broken on purpose, before or after the switch
+	@mkdir -p $(TARGET)/broken; \
+	cargo build -q -p shisa --features break-candidate || exit 1; \
+	for fault in $(CANDIDATES); do cp $(TARGET)/debug/shisa $(TARGET)/broken/$${fault%:*} || exit 1; done; \
+	cargo test -q -p shisa --test rollout --no-run || exit 1; \
+	for fault in $(CANDIDATES); do \
+	  said=$$(SHISA_CANDIDATE=$(abspath $(TARGET))/broken/$${fault%:*} SHISA_EXPECT=$${fault#*:} \
+	    cargo test -q -p shisa --test rollout -- --ignored --nocapture 2>&1) || { echo "$$said"; echo "$${fault%:*}: FAILED"; exit 1; }; \
+	  echo "$${fault%:*}: $$(grep '^rollout 1 did not end' <<<"$$said")"; \
 	done
 
 gate: deps ## format, lints, tests: cheapest first

@@ -1,7 +1,7 @@
 //! The command line: what may be said, and which module carries it out.
 
 use crate::state::Directory;
-use crate::{control, demo, down, env, join, plane, records, status, token, trace, up};
+use crate::{control, demo, down, env, join, plane, records, rollout, status, token, trace, up};
 use base::{Error, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -47,6 +47,9 @@ enum Command {
     /// Copy, save, bring back and look through the records of a cloud
     #[command(subcommand)]
     Store(Store),
+    /// Bring a new version into service, with gates before the switch and a way back after it
+    #[command(subcommand)]
+    Rollout(Rollout),
     /// Look into the cloud's network
     #[command(subcommand)]
     Network(Network),
@@ -269,9 +272,39 @@ pub enum Planes {
     Promote(Named),
     /// End a plane that is not active
     Drain(Named),
+    /// Go back to the plane before the last rollout, also while it goes on
+    Rollback,
+    /// Give the plane before the last rollout the new binary, too: there is no way back then
+    Finalise,
     /// Be a plane: `shisa up` starts it
     #[command(hide = true)]
     Run(Plane),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Rollout {
+    /// Start another binary as a plane, compare it with the active one, switch to it and watch it (exit code 1: it was
+    /// stopped or taken back). Ctrl-C leaves the rollout going
+    Start(RolloutStart),
+    /// Print what became of the last rollout: each gate and switch with its time and what it found
+    Show(RolloutShow),
+}
+
+#[derive(Args, Debug)]
+pub struct RolloutStart {
+    /// The new version's program; not the file that the active plane runs
+    #[arg(long, value_name = "PATH")]
+    pub binary: PathBuf,
+    /// How long it is watched after the switch, and taken back when something goes wrong: 30s, 10m, 1h
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = seconds)]
+    pub bake: i64,
+}
+
+#[derive(Args, Debug)]
+pub struct RolloutShow {
+    /// All that are remembered, not only the last
+    #[arg(long)]
+    pub all: bool,
 }
 
 #[derive(Args, Debug)]
@@ -362,7 +395,10 @@ pub async fn run(cli: Cli, begin: Instant) -> Result<ExitCode> {
             done.map_err(|e| Error::internal("it was cut off").because(e))??;
         }
         Command::Plane(Planes::Run(args)) => plane::run(&directory, &args).await?,
+        Command::Plane(Planes::Rollback) => rollout::command::rollback(&directory, begin).await?,
+        Command::Plane(Planes::Finalise) => rollout::command::finalise(&directory).await?,
         Command::Plane(planes) => control::run(&directory, &planes).await?,
+        Command::Rollout(words) => rollout::command::run(&directory, &words, begin).await?,
         Command::Network(Network::Trace(trace)) => return trace::run(&directory, &trace).await,
         Command::Responder(of) => node::respond(&of.node, of.cloud).await?,
     }

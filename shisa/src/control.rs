@@ -3,6 +3,7 @@
 use crate::cli::Planes as Words;
 use crate::planes::{COLOURS, Listed, Planes, State, Switch};
 use crate::progress::say;
+use crate::rollout::Rollouts;
 use crate::state::Directory;
 use api::{Faults, Reply, listen};
 use base::{Error, Result};
@@ -27,18 +28,20 @@ struct New {
 }
 
 /// Serves until it is dropped.
-pub async fn serve(listener: UnixListener, planes: Planes) {
+pub async fn serve(listener: UnixListener, planes: Planes, rollouts: Rollouts) {
     let answer = move |request, _| {
-        let planes = planes.clone();
+        let (planes, rollouts) = (planes.clone(), rollouts.clone());
         async move {
-            let reply = answer(&planes, request).await;
+            // Whoever asks may go away; what was begun is finished.
+            let task = tokio::spawn(async move { answer(&planes, &rollouts, request).await });
+            let reply = task.await.unwrap_or_else(|e| Err(Error::internal("it broke off").because(e)));
             reply.unwrap_or_else(|error| Faults::Identity.reply(&error, "")).into_response()
         }
     };
     listen(listener, answer, std::future::pending()).await;
 }
 
-async fn answer(planes: &Planes, request: Request<Incoming>) -> Result<Reply> {
+async fn answer(planes: &Planes, rollouts: &Rollouts, request: Request<Incoming>) -> Result<Reply> {
     let (head, body) = request.into_parts();
     let body = Limited::new(body, BODY_MAX).collect().await;
     let body = body.map_err(|e| Error::invalid("the body cannot be read").because(e))?.to_bytes();
@@ -48,6 +51,7 @@ async fn answer(planes: &Planes, request: Request<Incoming>) -> Result<Reply> {
             Ok(Reply::ok(&json!({"planes": planes.list().await, "door": planes.door().figures().tell()})))
         }
         (&Method::POST, ["planes"]) => {
+            let _turn = rollouts.turn()?;
             let new: New = api::call::parse(&body)?;
             let used: Vec<String> = planes.list().await.into_iter().map(|p| p.name).collect();
             let free = COLOURS.iter().find(|colour| !used.iter().any(|name| name == *colour));
@@ -57,11 +61,22 @@ async fn answer(planes: &Planes, request: Request<Incoming>) -> Result<Reply> {
             planes.stand_by(name).await?;
             Ok(Reply::ok(&word))
         }
-        (&Method::POST, ["planes", name, "promote"]) => Ok(Reply::ok(&planes.promote(name).await?)),
+        (&Method::POST, ["planes", name, "promote"]) => {
+            let _turn = rollouts.turn()?;
+            Ok(Reply::ok(&planes.promote(name).await?))
+        }
         (&Method::DELETE, ["planes", name]) => {
+            let _turn = rollouts.turn()?;
             planes.remove(name).await?;
             Ok(Reply::no_content())
         }
+        (&Method::POST, ["rollouts"]) => Ok(Reply::ok(&rollouts.start(api::call::parse(&body)?)?)),
+        (&Method::GET, ["rollouts", "last"]) => {
+            let none = || Error::not_found("there was no rollout");
+            Ok(Reply::ok(&rollouts.last().ok_or_else(none)?))
+        }
+        (&Method::POST, ["rollouts", "last", "rollback"]) => Ok(Reply::ok(&rollouts.rollback().await?)),
+        (&Method::POST, ["rollouts", "last", "finalise"]) => Ok(Reply::ok(&rollouts.finalise().await?)),
         _ => Err(Error::not_found("there is no such control")),
     }
 }
@@ -101,7 +116,8 @@ pub async fn run(directory: &Directory, words: &Words) -> Result<()> {
             told(Method::DELETE, format!("/planes/{}", named.name), Value::Null).await?;
             say(format_args!("{} has ended", named.name));
         }
-        Words::Run(_) => {}
+        // Carried out elsewhere.
+        Words::Run(_) | Words::Rollback | Words::Finalise => {}
     }
     Ok(())
 }

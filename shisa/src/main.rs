@@ -26,6 +26,7 @@ mod planes;
 mod progress;
 mod range;
 mod records;
+mod rollout;
 mod routers;
 mod state;
 mod status;

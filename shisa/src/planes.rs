@@ -147,6 +147,23 @@ impl Planes {
         Some((sockets.nodes(), sockets.far()))
     }
 
+    pub fn active(&self) -> Option<String> {
+        self.inner.active.borrow().clone()
+    }
+
+    /// What a plane runs, what it is, and as which process.
+    pub fn seat(&self, name: &str) -> Option<(PathBuf, State, Option<u32>)> {
+        self.members().get(name).map(|m| (m.binary.clone(), m.state, m.pid))
+    }
+
+    /// Where a plane answers clients.
+    ///
+    /// Errors: `NotFound` when there is none of this name.
+    pub fn upstream(&self, name: &str) -> Result<Upstream> {
+        let none = || Error::not_found(format!("there is no plane {name}"));
+        self.members().get(name).map(|m| m.upstream.clone()).ok_or_else(none)
+    }
+
     /// Asks or tells a plane.
     pub async fn ask(
         &self,
@@ -212,15 +229,21 @@ impl Planes {
             let none = || Error::not_found(format!("there is no plane {name}"));
             let member = members.get_mut(name).ok_or_else(none)?;
             member.leaving = true;
-            member.pid
+            let pid = member.pid;
+            if pid.is_none() {
+                // It ended, and is not started again.
+                members.remove(name);
+            }
+            pid
         };
         self.routed();
-        if let Some(pid) = pid {
-            end(pid);
-        }
-        let begin = Instant::now();
-        while self.members().contains_key(name) && begin.elapsed() < END_MAX {
-            tokio::time::sleep(LOOK_EVERY).await;
+        // One that does not end by itself is ended.
+        for signal in [end as fn(u32), kill] {
+            let begin = Instant::now();
+            pid.filter(|_| self.members().contains_key(name)).into_iter().for_each(signal);
+            while self.members().contains_key(name) && begin.elapsed() < END_MAX {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
         }
         Ok(())
     }
@@ -423,7 +446,10 @@ impl Planes {
             }
             if let Some(said) = self.members().get(name).filter(|m| m.pid.is_none()).map(|m| m.said.clone()) {
                 let said = said.lock().expect("no holder panics").clone();
-                let why = said.strip_prefix("shisa: ").unwrap_or("it said nothing; its log may say more");
+                let why = match said.strip_prefix("shisa: ").unwrap_or(&said) {
+                    "" => "it said nothing; its log may say more",
+                    why => why,
+                };
                 return Err(Error::unavailable(format!("the plane {name} does not start: {why}")));
             }
             tokio::time::sleep(LOOK_EVERY).await;
@@ -437,14 +463,15 @@ impl Planes {
         let pinged = async {
             loop {
                 tokio::time::sleep(PING_EVERY).await;
-                let up = self.members().get(name).is_some_and(|m| m.state != State::Boot);
-                let word = match up {
+                let up = || self.members().get(name).is_some_and(|m| m.state != State::Boot && !m.leaving);
+                let word = match up() {
                     true => self.word(name).await.or(self.word(name).await),
                     false => continue,
                 };
                 match word {
                     Ok(word) if word.owner => self.seen_owner(name, word.epoch).await,
                     Ok(_) => {}
+                    Err(_) if !up() => {}
                     Err(_) => {
                         tracing::error!("the plane {name} does not answer, it is ended");
                         pid.into_iter().for_each(kill);
@@ -454,7 +481,7 @@ impl Planes {
             }
         };
         let status = tokio::select! { status = child.wait() => status, () = pinged => return };
-        self.ended(name, status.ok()).await;
+        self.ended(name, pid, status.ok()).await;
     }
 
     /// A plane that stands by may have taken the cell from one that fell silent.
@@ -479,10 +506,11 @@ impl Planes {
         }
     }
 
-    async fn ended(&self, name: &str, status: Option<ExitStatus>) {
+    async fn ended(&self, name: &str, pid: Option<u32>, status: Option<ExitStatus>) {
         let (was, again) = {
             let mut members = self.members();
-            let Some(member) = members.get_mut(name) else { return };
+            // Another process may have the name by now.
+            let Some(member) = members.get_mut(name).filter(|m| m.pid == pid) else { return };
             member.pid = None;
             if member.leaving {
                 members.remove(name);
@@ -513,6 +541,9 @@ impl Planes {
         }
         tokio::time::sleep(again).await;
         let _turn = self.inner.turn.lock().await;
+        if self.members().get(name).is_none_or(|m| m.leaving || m.pid.is_some()) {
+            return;
+        }
         if let Err(error) = self.begin(name, binary, again) {
             return tracing::error!("{}", error.chain());
         }
@@ -561,7 +592,10 @@ async fn listen_to(stderr: ChildStderr, said: Arc<Plain<String>>) {
         if !line.starts_with("shisa: ") {
             eprintln!("{line}");
         }
-        *said.lock().expect("no holder panics") = line;
+        // What Rust adds to a panic is not what it is about.
+        if !line.starts_with("note: ") {
+            *said.lock().expect("no holder panics") = line;
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 //! process      who that is, and where it listens
 //! state.db     records (state.db-owner is locked by the plane that writes); cell.key opens their secrets
 //! planes/NAME/ sockets and log of a plane
+//! rollouts.json  what became of the last rollouts
 //! control      where `shisa plane` and `shisa rollout` ask the process that is up
 //! clouds.yaml  for the clients; demo.key logs in to the demo server
 //! storage/     bytes of images
@@ -35,9 +36,10 @@ use uuid::Uuid;
 /// The format of the directory. A larger one in `cloud.json` is of a newer version.
 pub const FORMAT: u32 = 1;
 /// Names that are ours: `wipe` removes these and nothing else.
-const OURS: [&str; 19] = [
+const OURS: [&str; 20] = [
     "process",
     "control",
+    "rollouts.json",
     "planes",
     "state.db",
     "state.db-owner",
@@ -131,6 +133,10 @@ impl Directory {
 
     pub fn control(&self) -> PathBuf {
         self.path.join("control")
+    }
+
+    pub fn rollouts(&self) -> PathBuf {
+        self.path.join("rollouts.json")
     }
 
     pub fn key(&self) -> PathBuf {

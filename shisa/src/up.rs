@@ -12,6 +12,7 @@ use crate::plane::{self, First};
 use crate::planes::{COLOURS, Launch, Planes};
 use crate::progress::{Progress, say};
 use crate::range::{self, Claim};
+use crate::rollout::Rollouts;
 use crate::state::{Directory, Ids};
 use crate::{control, demo, down, image, logging, machine};
 use base::{Error, Result};
@@ -92,7 +93,9 @@ impl Rising<'_> {
         }
         let _claims = self.records().await?;
         self.directory.note_running(self.address)?;
-        let control = control::serve(plane::bind(&self.directory.control())?, self.planes.clone());
+        let rollouts = Rollouts::open(self.directory, self.planes.clone())?;
+        let control = plane::bind(&self.directory.control())?;
+        let control = control::serve(control, self.planes.clone(), rollouts.clone());
         let state = std::fs::canonicalize(self.directory.path())?;
         let wishes = Wishes {
             nodes: self.args.nodes,
@@ -116,6 +119,7 @@ impl Rising<'_> {
             () = carried => Ok(()),
             () = control => Ok(()),
         };
+        rollouts.stop();
         let _ = std::fs::remove_file(self.directory.control());
         outcome
     }

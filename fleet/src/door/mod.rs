@@ -10,16 +10,18 @@
 //! ```
 //!
 //! What is too large to be kept (`KEPT_BYTES_MAX`) is carried as it comes and sent once. The door keeps no state but
-//! routes and figures.
+//! routes, figures, and a sample of the reads that were asked lately.
 //!
 //! Limits: `HELD_MAX` mutations that wait, `ANSWER_MAX` for a request to find a plane that answers it.
 
 mod figures;
 mod proxy;
+mod sample;
 mod upstream;
 
 pub use figures::{Figures, Told};
 pub use proxy::DoorBody;
+pub use sample::{Mirrored, SAMPLE_MAX, Sampled};
 pub use upstream::{Upstream, ask};
 
 use std::sync::Arc;
@@ -37,6 +39,10 @@ pub const ANSWER_MAX: Duration = Duration::from_secs(30);
 pub const MUTATION: &str = "x-shisa-mutation";
 /// A header by which a plane says that another one is to be asked.
 pub const ELSEWHERE: &str = "x-shisa-elsewhere";
+/// A header by which a read that was asked before is asked of a plane again, to be compared.
+pub const MIRROR: &str = "x-shisa-mirror";
+/// A header by which a plane says what revision it answered such a read from.
+pub const REVISION: &str = "x-shisa-revision";
 
 /// Who answers now.
 #[derive(Clone, Default)]
@@ -59,13 +65,14 @@ struct Inner {
     routes: watch::Sender<Routes>,
     waiting: AtomicUsize,
     figures: Figures,
+    sample: sample::Sample,
 }
 
 impl Default for Door {
     fn default() -> Door {
         let routes = watch::Sender::new(Routes::default());
-        let inner = Inner { routes, waiting: AtomicUsize::new(0), figures: Figures::default() };
-        Door { inner: Arc::new(inner) }
+        let (waiting, figures, sample) = Default::default();
+        Door { inner: Arc::new(Inner { routes, waiting, figures, sample }) }
     }
 }
 
@@ -81,6 +88,11 @@ impl Door {
 
     pub fn figures(&self) -> &Figures {
         &self.inner.figures
+    }
+
+    /// Reads that clients asked lately.
+    pub fn sample(&self) -> Vec<Sampled> {
+        self.inner.sample.reads()
     }
 
     /// Waits until mutations are let through. False: too many wait, or it took too long.

@@ -1,7 +1,7 @@
 //! The way of one request through the door.
 
 use super::upstream::{Sent, Upstream};
-use super::{ANSWER_MAX, Door, ELSEWHERE, KEPT_BYTES_MAX, MUTATION};
+use super::{ANSWER_MAX, Door, ELSEWHERE, KEPT_BYTES_MAX, MIRROR, MUTATION};
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -55,6 +55,9 @@ impl Door {
             Ok(kept) => self.carry(&head, kept, mutation, begin + ANSWER_MAX).await,
             Err(_) => fault(StatusCode::BAD_REQUEST, "The request body ended early."),
         };
+        if head.method == Method::GET {
+            self.inner.sample.note(&head, &answer);
+        }
         self.figures().answered(answer.status().is_server_error(), begin.elapsed());
         answer
     }
@@ -157,7 +160,7 @@ async fn keep(mut body: Incoming) -> Result<Kept, hyper::Error> {
 /// Who asks and by what name, as the plane is to see it; what the connection to the client says of itself goes.
 fn forwarded(headers: &mut HeaderMap, peer: Option<IpAddr>, https: bool) {
     hop(headers);
-    for name in [MUTATION, ELSEWHERE, "x-forwarded-for"] {
+    for name in [MUTATION, ELSEWHERE, MIRROR, "x-forwarded-for"] {
         headers.remove(name);
     }
     if let Some(peer) = peer.and_then(|peer| HeaderValue::from_str(&peer.to_string()).ok()) {
@@ -181,6 +184,10 @@ fn hop(headers: &mut HeaderMap) {
     for name in HOP {
         headers.remove(name);
     }
+}
+
+pub(super) fn empty() -> DoorBody {
+    whole(Bytes::new())
 }
 
 fn whole(bytes: Bytes) -> DoorBody {

@@ -12,6 +12,7 @@
 //! planes/NAME/log
 //! ```
 
+mod broken;
 mod control;
 pub mod services;
 
@@ -23,7 +24,7 @@ use crate::planes::STORE;
 use crate::state::Directory;
 use api::{Faults, Reply, listen};
 use base::{Error, Result};
-use fleet::door::{ELSEWHERE, MUTATION};
+use fleet::door::{ELSEWHERE, MIRROR, MUTATION, REVISION};
 use hyper::body::Incoming;
 use hyper::header::HeaderValue;
 use hyper::{Request, Response, StatusCode};
@@ -111,13 +112,26 @@ async fn answer(services: Arc<Services>, request: Request<Incoming>) -> Response
         let reply = Faults::Identity.reply(&error, "");
         return elsewhere(Reply::into_response(reply));
     }
+    if request.headers().contains_key(MIRROR) {
+        return mirrored(&services, request).await;
+    }
     let mutation = request.headers().get(MUTATION).and_then(|id| id.to_str().ok()).map(String::from);
-    let Some(mutation) = mutation else { return services.api.answer(request).await };
-    let (answer, passing) = services.cell.once(&mutation, services.api.answer(request)).await;
+    let Some(mutation) = mutation else { return broken::answer(&services, request).await };
+    let (answer, passing) = services.cell.once(&mutation, broken::answer(&services, request)).await;
     match passing && answer.status() == StatusCode::SERVICE_UNAVAILABLE {
         true => elsewhere(answer),
         false => answer,
     }
+}
+
+/// Answers a read that is asked of two planes, with the revision that it was answered from.
+async fn mirrored(services: &Services, request: Request<Incoming>) -> Response<api::reply::Body> {
+    let before = services.cell.read().revision();
+    let mut answer = broken::answer(services, request).await;
+    if before == services.cell.read().revision() {
+        answer.headers_mut().insert(REVISION, HeaderValue::from(before));
+    }
+    answer
 }
 
 /// Tells the door that another plane is to be asked.
