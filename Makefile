@@ -20,31 +20,47 @@ PROGRAMS := cc:gcc ld.lld:lld qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-u
 TEST_PROGRAMS := busybox:busybox iperf3:iperf3
 BENCH_PROGRAMS := iperf3:iperf3 jq:jq sockperf:sockperf ethtool:ethtool
 
-.PHONY: help deps deps-test deps-bench cargo build up down guest clients test acceptance fabric-test fabric-test-debian fabric-test-broken gate bench bench-network \
-  bench-fabric bench-fabric-node conformance clean
+.PHONY: help deps deps-test deps-bench cargo build up down guest clients test acceptance fabric-test fabric-test-debian \
+  fabric-test-broken planes-test planes-test-broken rollout-test-broken gate bench bench-store bench-network bench-fabric bench-fabric-node \
+  conformance clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
 
-deps: cargo ## installs the Debian packages that are missing, and no others
-	@WANTED='$(PROGRAMS)' $(INSTALL)
-
-deps-test: deps
-	@WANTED='$(TEST_PROGRAMS)' $(INSTALL)
-
-deps-bench: deps
-	@WANTED='$(BENCH_PROGRAMS)' $(INSTALL)
-
-# The packages of the programs in WANTED that are not there.
-INSTALL = missing=(); \
-	for p in $$WANTED; do command -v "$${p%:*}" >/dev/null || missing+=("$${p\#*:}"); done; \
-	[ -e /usr/include/stdio.h ] || missing+=(libc6-dev); \
-	python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv); \
-	[ $${\#missing[@]} = 0 ] && exit 0; \
-	[ "$$(id -u)" = 0 ] || { echo "make deps: missing packages, and only root installs them: $${missing[*]}" >&2; exit 1; }; \
+# Installs the packages in the array `missing`, if any.
+define install
+[ $${#missing[@]} = 0 ] && exit 0; \
+	[ "$$(id -u)" = 0 ] || { echo "make $@: missing packages, and only root installs them: $${missing[*]}" >&2; exit 1; }; \
 	echo "installing $${missing[*]}"; export DEBIAN_FRONTEND=noninteractive; \
 	apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null 2>&1 || \
 	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null; }
+endef
+
+# The packages of the programs in WANTED that are not there.
+define programs
+missing=(); \
+	for p in $$WANTED; do command -v "$${p%:*}" >/dev/null || missing+=("$${p#*:}"); done; \
+	[ -e /usr/include/stdio.h ] || missing+=(libc6-dev); \
+	python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv); \
+	$(install)
+endef
+
+deps: cargo ## installs the Debian packages that are missing, and no others
+	@WANTED='$(PROGRAMS)'; $(programs)
+
+# The tests start servers of their own: what the packages would start is not wanted.
+deps-test: deps ## what the tests need beyond that: the servers of the store's engines, and tools for packets
+	@WANTED='$(TEST_PROGRAMS)'; $(programs)
+	@missing=(); command -v pg_createcluster >/dev/null || missing+=(postgresql-common); $(install)
+	@conf=/etc/postgresql-common/createcluster.conf; compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || \
+	  sed -i 's/^#* *create_main_cluster *=.*/create_main_cluster = false/' $$conf
+	@missing=(); compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql); \
+	etcd=$$(command -v etcd); [ -n "$$etcd" ] || missing+=(etcd-server); \
+	command -v etcdctl >/dev/null || missing+=(etcd-client); \
+	($(install)) && { [ -n "$$etcd" ] || systemctl disable -q --now etcd 2>/dev/null || true; }
+
+deps-bench: deps
+	@WANTED='$(BENCH_PROGRAMS)'; $(programs)
 
 cargo:
 	@command -v cargo >/dev/null || { echo "make: there is no cargo: install Rust 1.95 or newer with rustup" >&2; exit 1; }
@@ -93,6 +109,34 @@ fabric-test-broken: deps-test ## that fabric-test finds what is broken on purpos
 	  echo "$${fault%:*}: $$failed"; \
 	done
 
+planes-test: deps-test ## two planes over each engine under load: switched, taken back, killed (a short form is part of test)
+	cargo test --release -p shisa --test planes --no-run
+	cargo test --release -q -p shisa --test planes -- --full
+
+planes-test-broken: deps-test ## that planes-test finds an owner that is not fenced, and requests that are done twice
+	@trap 'cargo build -q -p shisa' EXIT; \
+	for fault in break-fence break-replay; do \
+	  run="cargo test -q -p shisa --test planes --features $$fault"; \
+	  $$run --no-run || exit 1; \
+	  if said=$$($$run 2>&1); then echo "$$fault: nothing failed"; exit 1; fi; \
+	  failed=$$(grep '^failed: ' <<<"$$said") || { echo "$$said"; echo "$$fault: it did not end"; exit 1; }; \
+	  echo "$$fault: $$failed"; \
+	done
+
+# Each broken candidate with the step of a rollout that must find it.
+CANDIDATES := break-digest:digest break-answer:reads break-panic:reads break-slow:cost break-leak:cost break-after:bake
+
+rollout-test-broken: deps ## that a rollout finds candidates that are broken on purpose, before or after the switch
+	@mkdir -p $(TARGET)/broken; \
+	cargo build -q -p shisa --features break-candidate || exit 1; \
+	for fault in $(CANDIDATES); do cp $(TARGET)/debug/shisa $(TARGET)/broken/$${fault%:*} || exit 1; done; \
+	cargo test -q -p shisa --test rollout --no-run || exit 1; \
+	for fault in $(CANDIDATES); do \
+	  said=$$(SHISA_CANDIDATE=$(abspath $(TARGET))/broken/$${fault%:*} SHISA_EXPECT=$${fault#*:} \
+	    cargo test -q -p shisa --test rollout -- --ignored --nocapture 2>&1) || { echo "$$said"; echo "$${fault%:*}: FAILED"; exit 1; }; \
+	  echo "$${fault%:*}: $$(grep '^rollout 1 did not end' <<<"$$said")"; \
+	done
+
 gate: deps ## format, lints, tests: cheapest first
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
@@ -100,6 +144,10 @@ gate: deps ## format, lints, tests: cheapest first
 
 bench: deps ## the figures beside their budgets
 	cargo build --release -p shisa && cargo bench -p bench --bench store --bench api
+
+ENGINES ?= sqlite postgres etcd
+bench-store: deps deps-test ## the store on each engine beside its budgets: make bench-store ENGINES='sqlite etcd'
+	cargo bench -p bench --bench store -- $(ENGINES)
 
 # PEER is a directory with openstack-up.sh and openstack-down.sh, which start and end a real OpenStack on loopback.
 bench-network: deps ## Networking beside a real neutron-server: make bench-network PEER=DIR (without: alone)

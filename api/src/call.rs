@@ -86,6 +86,7 @@ impl Call {
             who: format!("{} {}", self.cx.user(), self.cx.project()),
             route: format!("{} {}", self.method, self.path),
             version: self.version.to_string(),
+            mutation: String::new(),
             body: (!self.body.is_empty()).then(|| Secret::new(String::from_utf8_lossy(&self.body))),
         }
     }

@@ -10,6 +10,7 @@
 
 pub mod call;
 pub mod fault;
+pub mod listen;
 pub mod page;
 pub mod policy;
 pub mod reply;
@@ -20,6 +21,7 @@ pub mod view;
 
 pub use call::{Call, Query};
 pub use fault::Faults;
+pub use listen::{Listen, listen};
 pub use policy::{Policy, Rule, Target};
 pub use reply::Reply;
 pub use route::{Mounted, Route, Service, delete, get, head, patch, post, put};

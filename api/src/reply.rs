@@ -3,7 +3,7 @@
 use crate::view::{self, View};
 use bytes::Bytes;
 use futures_util::Stream;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use serde::Serialize;
 use std::pin::Pin;
@@ -60,6 +60,13 @@ pub struct Reply {
 impl Reply {
     pub fn new(status: StatusCode) -> Reply {
         Reply { status, headers: HeaderMap::new(), body: Body::Full(None) }
+    }
+
+    pub fn into_response(self) -> Response<Body> {
+        let mut response = Response::new(self.body);
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.headers;
+        response
     }
 
     /// 200 with JSON.

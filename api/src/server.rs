@@ -1,12 +1,12 @@
-//! The listener and the way of a request: route, token, version, rule, body, handler, fault.
+//! The way of a request: route, token, version, rule, body, handler, fault.
 
 use crate::call::{Call, Query};
 use crate::fault::Faults;
 use crate::policy::{Policy, Target, denied};
+use crate::reply;
 use crate::reply::{Body, Reply};
 use crate::route::{Mounted, OPEN, Row};
 use crate::version::Version;
-use crate::{HEADERS_MAX, reply};
 use base::context::{Context, Who};
 use base::{Error, Kind, Result};
 use bytes::Bytes;
@@ -14,24 +14,13 @@ use futures_util::StreamExt;
 use http::{HeaderMap, Method, Request, Response};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use std::convert::Infallible;
-use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::net::TcpListener;
 
 /// What `identity` answers: who holds this token.
 pub trait Identity: Send + Sync {
     /// Errors: `Unauthorized`, whatever the reason.
     fn who(&self, token: &str) -> Result<Arc<Who>>;
 }
-
-/// The client has this long to send a request's head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// Running requests have this long after the signal to stop.
-const SHUTDOWN_MAX: Duration = Duration::from_secs(10);
 
 /// All services behind one listener.
 pub struct Api {
@@ -70,44 +59,6 @@ impl Api {
 
     pub fn services(&self) -> &[Mounted] {
         &self.services
-    }
-
-    /// Serves until `stop` ends, then lets running requests finish for at most `SHUTDOWN_MAX`.
-    pub async fn serve(self: Arc<Api>, listener: TcpListener, stop: impl Future<Output = ()>) {
-        let graceful = GracefulShutdown::new();
-        tokio::pin!(stop);
-        loop {
-            let socket = tokio::select! {
-                _ = &mut stop => break,
-                accepted = listener.accept() => match accepted {
-                    Ok((socket, _)) => socket,
-                    Err(error) => {
-                        tracing::warn!("cannot accept a connection: {error}");
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                        continue;
-                    }
-                },
-            };
-            let _ = socket.set_nodelay(true);
-            let api = self.clone();
-            let service = hyper::service::service_fn(move |request| {
-                let api = api.clone();
-                async move { Ok::<_, Infallible>(api.answer(request).await) }
-            });
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .max_buf_size(HEADERS_MAX)
-                .serve_connection(TokioIo::new(socket), service);
-            let connection = graceful.watch(connection);
-            tokio::spawn(async move {
-                if let Err(error) = connection.await {
-                    tracing::debug!("a connection ended: {error}");
-                }
-            });
-        }
-        drop(listener);
-        let _ = tokio::time::timeout(SHUTDOWN_MAX, graceful.shutdown()).await;
     }
 
     /// Answers one request; never fails, every error has become a fault.
@@ -367,8 +318,5 @@ fn finish(
             reply = reply.header(name, request);
         }
     }
-    let mut response = Response::new(reply.body);
-    *response.status_mut() = reply.status;
-    *response.headers_mut() = reply.headers;
-    response
+    reply.into_response()
 }

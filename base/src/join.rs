@@ -17,6 +17,8 @@ pub const PLANE: &str = "plane.shisa.internal";
 /// Paths of the questions that a node asks its plane.
 pub const JOIN: &str = "/v1/join";
 pub const RENEW: &str = "/v1/renew";
+/// The header by which a node of the plane's own machine names itself.
+pub const NODE: &str = "x-shisa-node";
 pub const HELLO: &str = "/v1/hello";
 pub const DOCUMENT: &str = "/v1/document";
 pub const REPORT: &str = "/v1/report";

@@ -8,11 +8,14 @@
 //!
 //! Limits: `HEARD_MAX` without a word and a node counts as down; for those that others need at once see `heard`.
 //!
-//! Deliberately absent so far: fencing, several planes.
+//! Several planes stand over one cell: the `door` carries clients to the one that is active.
+//!
+//! Deliberately absent so far: fencing.
 
 pub mod authority;
 pub mod cost;
 pub mod document;
+pub mod door;
 mod heard;
 pub mod join;
 mod listener;
@@ -148,6 +151,11 @@ impl Fleet {
 
     pub(crate) fn answered(&self, node: &str, answer: Answer) {
         self.inner.questions.answer(node, answer);
+    }
+
+    /// This process owns the cell now: nodes that were heard by another count as heard now.
+    pub fn took_over(&self) {
+        *self.memory() = Heard::new(Instant::now());
     }
 
     fn memory(&self) -> MutexGuard<'_, Heard> {

@@ -9,7 +9,11 @@
 
 use crate::authority::{self, Authority, key_of};
 use crate::{join, plane};
+use api::Listen;
+use api::reply::Body;
 use base::{Error, Result, Timestamp};
+use hyper::body::Incoming;
+use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls13_signature};
@@ -24,7 +28,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use store::{Cell, State};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -159,8 +163,29 @@ impl ClientCertVerifier for AnyCertificate {
     }
 }
 
-/// Serves nodes until it is dropped.
-pub(crate) async fn serve(listener: TcpListener, plane: Arc<plane::Plane>) {
+/// Serves nodes of other machines until it is dropped.
+pub(crate) async fn serve<L: Listen>(listener: L, plane: Arc<plane::Plane>) {
+    accept(listener, move |socket| connection(socket, plane.clone())).await;
+}
+
+/// Serves nodes of this machine until it is dropped: whoever may open the socket is believed its name.
+pub(crate) async fn serve_near<L: Listen>(listener: L, plane: Arc<plane::Plane>) {
+    accept(listener, move |socket| {
+        let plane = plane.clone();
+        let service = hyper::service::service_fn(move |request| {
+            let plane = plane.clone();
+            async move { Ok::<_, Infallible>(plane.answer_near(request).await) }
+        });
+        http2(socket, service)
+    })
+    .await;
+}
+
+async fn accept<L, F>(listener: L, connection: impl Fn(L::Stream) -> F)
+where
+    L: Listen,
+    F: Future<Output = Result<()>> + Send + 'static,
+{
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
@@ -174,9 +199,9 @@ pub(crate) async fn serve(listener: TcpListener, plane: Arc<plane::Plane>) {
                 continue;
             }
         };
-        let plane = plane.clone();
+        let connection = connection(socket);
         connections.spawn(async move {
-            if let Err(error) = connection(socket, plane).await {
+            if let Err(error) = connection.await {
                 tracing::debug!("a node's connection ended: {}", error.chain());
             }
             drop(place);
@@ -184,10 +209,12 @@ pub(crate) async fn serve(listener: TcpListener, plane: Arc<plane::Plane>) {
     }
 }
 
-async fn connection(socket: TcpStream, plane: Arc<plane::Plane>) -> Result<()> {
+async fn connection<S>(socket: S, plane: Arc<plane::Plane>) -> Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let broken = |e| Error::unavailable("TLS failed").because(e);
-    let _ = socket.set_nodelay(true);
-    let handshake = TlsAcceptor::from(plane.tls.config()?).accept(socket);
+    let handshake = TlsAcceptor::from(plane.tls().await?.config()?).accept(socket);
     let late = |e| Error::unavailable("the handshake took too long").because(e);
     let stream = tokio::time::timeout(HANDSHAKE_MAX, handshake).await.map_err(late)?.map_err(broken)?;
     let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
@@ -196,6 +223,15 @@ async fn connection(socket: TcpStream, plane: Arc<plane::Plane>) -> Result<()> {
         let (plane, peer) = (plane.clone(), peer.clone());
         async move { Ok::<_, Infallible>(plane.answer(peer.as_deref(), request).await) }
     });
+    http2(stream, service).await
+}
+
+async fn http2<T, S, F>(stream: T, service: S) -> Result<()>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: hyper::service::Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future = F>,
+    F: Future<Output = Result<Response<Body>, Infallible>> + Send + 'static,
+{
     hyper::server::conn::http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_EVERY)

@@ -6,9 +6,10 @@
 use crate::listener::{self, Tls};
 use crate::{Fleet, join};
 use api::reply::{Body, ByteStream};
-use api::{Faults, Query, Reply};
+use api::{Faults, Listen, Query, Reply};
 use base::join::{
-    ANSWERS, Answer, DOCUMENT, HELLO, IMAGES, JOIN, Join, Joined, QUESTIONS, RENEW, REPORT, Renew, Token,
+    ANSWERS, Answer, DOCUMENT, HELLO, IMAGES, JOIN, Join, Joined, NODE, QUESTIONS, RENEW, REPORT, Renew,
+    Token,
 };
 use base::node::{DOCUMENT_WAIT_MAX, Generation, Hello, Report, SectionKey};
 use base::{Error, Result, Timestamp};
@@ -22,7 +23,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use store::Cause;
-use tokio::net::TcpListener;
+use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 const JOIN_BYTES_MAX: usize = 64 << 10;
@@ -38,8 +39,16 @@ type Reading = Pin<Box<dyn Future<Output = Result<Bytes>> + Send>>;
 /// What a plane is to nodes on other machines.
 pub struct Plane {
     fleet: Fleet,
-    pub(crate) tls: Tls,
+    /// Made when the first needs it: a plane that only follows makes no authority.
+    tls: OnceCell<Tls>,
     settings: Settings,
+}
+
+/// Who asks.
+enum Peer<'a> {
+    Certificate(Option<&'a CertificateDer<'static>>),
+    /// A node of this machine.
+    Named(&'a str),
 }
 
 pub struct Settings {
@@ -51,14 +60,22 @@ pub struct Settings {
 }
 
 impl Plane {
-    pub async fn new(fleet: Fleet, settings: Settings) -> Result<Arc<Plane>> {
-        let tls = Tls::of(fleet.cell()).await?;
-        Ok(Arc::new(Plane { fleet, tls, settings }))
+    pub fn new(fleet: Fleet, settings: Settings) -> Arc<Plane> {
+        Arc::new(Plane { fleet, tls: OnceCell::new(), settings })
     }
 
-    /// Serves nodes until it is dropped.
-    pub async fn serve(self: Arc<Plane>, listener: TcpListener) {
+    pub(crate) async fn tls(&self) -> Result<&Tls> {
+        self.tls.get_or_try_init(|| Tls::of(self.fleet.cell())).await
+    }
+
+    /// Serves nodes of other machines until it is dropped.
+    pub async fn serve<L: Listen>(self: Arc<Plane>, listener: L) {
         listener::serve(listener, self).await;
+    }
+
+    /// Serves nodes of this machine until it is dropped. Whoever opens the socket is believed.
+    pub async fn serve_near<L: Listen>(self: Arc<Plane>, listener: L) {
+        listener::serve_near(listener, self).await;
     }
 
     /// A token for machines that reach this plane at `authority`. Only its hash is kept.
@@ -72,7 +89,7 @@ impl Plane {
         let secret = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
         let hash = join::hash(&secret);
         let kept = self.fleet.cell().write(cause, move |tx| join::issue(tx, &hash, uses, ttl_secs)).await?;
-        let fingerprint = self.tls.authority().fingerprint();
+        let fingerprint = self.tls().await?.authority().fingerprint();
         Ok((Token { authority: authority.into(), fingerprint, secret }, kept.expires))
     }
 
@@ -82,32 +99,43 @@ impl Plane {
         peer: Option<&CertificateDer<'static>>,
         request: Request<Incoming>,
     ) -> Response<Body> {
+        self.reply(Peer::Certificate(peer), request).await
+    }
+
+    /// The same, for a node that names itself.
+    pub(crate) async fn answer_near(&self, request: Request<Incoming>) -> Response<Body> {
+        let name = request.headers().get(NODE).and_then(|name| name.to_str().ok()).unwrap_or_default();
+        let name = name.to_string();
+        self.reply(Peer::Named(&name), request).await
+    }
+
+    async fn reply(&self, peer: Peer<'_>, request: Request<Incoming>) -> Response<Body> {
         let path = request.uri().path().to_string();
         let reply =
             self.route(peer, request).await.unwrap_or_else(|error| Faults::Identity.reply(&error, &path));
-        let mut response = Response::new(reply.body);
-        *response.status_mut() = reply.status;
-        *response.headers_mut() = reply.headers;
-        response
+        reply.into_response()
     }
 
-    async fn route(
-        &self,
-        peer: Option<&CertificateDer<'static>>,
-        request: Request<Incoming>,
-    ) -> Result<Reply> {
+    async fn route(&self, peer: Peer<'_>, request: Request<Incoming>) -> Result<Reply> {
         let (head, body) = request.into_parts();
         let (method, path) = (head.method, head.uri.path());
         if (&method, path) == (&Method::POST, JOIN) {
             return self.join(read(body, JOIN_BYTES_MAX).await?).await;
         }
-        let member = self.tls.who(&self.fleet.cell().read(), peer)?;
-        let (fleet, node) = (&self.fleet, member.name.as_str());
+        let member = match peer {
+            Peer::Certificate(shown) => Some(self.tls().await?.who(&self.fleet.cell().read(), shown)?),
+            Peer::Named(_) => None,
+        };
+        let (fleet, node) = match (&member, peer) {
+            (Some(member), _) => (&self.fleet, member.name.as_str()),
+            (None, Peer::Named(name)) if !name.is_empty() => (&self.fleet, name),
+            (None, _) => return Err(Error::unauthorized("A node says its name.")),
+        };
         let query = Query::parse(head.uri.query().unwrap_or_default());
         match (method, path) {
             (Method::POST, HELLO) => {
                 let hello: Hello = read(body, JOIN_BYTES_MAX).await?;
-                if hello.name != member.name || hello.id != member.id {
+                if hello.name != node || member.as_ref().is_some_and(|member| hello.id != member.id) {
                     return Err(Error::forbidden(format!("The certificate is that of the node {node}.")));
                 }
                 fleet.hello(hello).await?;
@@ -129,7 +157,8 @@ impl Plane {
             }
             (Method::POST, RENEW) => {
                 let renew: Renew = read(body, JOIN_BYTES_MAX).await?;
-                self.renew(&member, &renew)
+                let none = || Error::invalid("A node of this machine has no certificate.");
+                self.renew(member.as_deref().ok_or_else(none)?, &renew).await
             }
             (Method::GET, path) if path.starts_with(IMAGES) => self.image(node, &path[IMAGES.len()..]).await,
             _ => Err(Error::not_found("A plane has no such route for nodes.")),
@@ -139,7 +168,7 @@ impl Plane {
     async fn join(&self, join: Join) -> Result<Reply> {
         join::check(&self.fleet.cell().read(), &join.secret, Timestamp::wall())?;
         let life = self.settings.certificate_life;
-        let certificate = self.tls.authority().sign(&join.name, &join.request, life)?;
+        let certificate = self.tls().await?.authority().sign(&join.name, &join.request, life)?;
         let key = crate::authority::key_of(&CertificateDer::from(certificate.der.0.as_slice()))?;
         let name = join.name.clone();
         self.fleet.cell().write(Cause::step("join"), move |tx| join::admit(tx, &join, &key)).await?;
@@ -148,9 +177,9 @@ impl Plane {
     }
 
     /// For the key that the node is known by, and no other.
-    fn renew(&self, member: &join::Member, renew: &Renew) -> Result<Reply> {
+    async fn renew(&self, member: &join::Member, renew: &Renew) -> Result<Reply> {
         let life = self.settings.certificate_life;
-        let certificate = self.tls.authority().sign(&member.name, &renew.request, life)?;
+        let certificate = self.tls().await?.authority().sign(&member.name, &renew.request, life)?;
         match crate::authority::key_of(&CertificateDer::from(certificate.der.0.as_slice()))? == member.key {
             true => Ok(Reply::ok(&certificate)),
             false => Err(Error::forbidden("A node renews its certificate for the key that it joined with.")),

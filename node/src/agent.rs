@@ -27,7 +27,11 @@ struct Retry(Duration);
 
 impl Retry {
     async fn wait(&mut self, what: &str, error: &Error) {
-        tracing::warn!("{what}: {}", error.chain());
+        // Once is what a node sees of a switch of planes.
+        match self.0 == RETRY_MIN {
+            true => tracing::debug!("{what}: {}", error.chain()),
+            false => tracing::warn!("{what}: {}", error.chain()),
+        }
         tokio::time::sleep(self.0).await;
         self.0 = (self.0 * 2).min(RETRY_MAX);
     }

@@ -1,8 +1,8 @@
 //! The command line: what may be said, and which module carries it out.
 
 use crate::state::Directory;
-use crate::{demo, down, env, join, status, token, trace, up};
-use base::Result;
+use crate::{control, demo, down, env, join, plane, records, rollout, status, token, trace, up};
+use base::{Error, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
@@ -41,6 +41,15 @@ enum Command {
     Demo(Demo),
     /// Print `export OS_...` lines for the OpenStack clients
     Env(Env),
+    /// Look after the planes of the cloud: the processes that own and follow its records
+    #[command(subcommand)]
+    Plane(Planes),
+    /// Copy, save, bring back and look through the records of a cloud
+    #[command(subcommand)]
+    Store(Store),
+    /// Bring a new version into service, with gates before the switch and a way back after it
+    #[command(subcommand)]
+    Rollout(Rollout),
     /// Look into the cloud's network
     #[command(subcommand)]
     Network(Network),
@@ -54,6 +63,13 @@ pub struct Up {
     /// Where the APIs listen; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5000")]
     pub listen: SocketAddr,
+    /// Where the records are: sqlite:PATH, postgres://USER@HOST:PORT/DATABASE or etcd://HOST:PORT,HOST:PORT/CELL
+    /// [default: what was said last, else state.db in the state directory]
+    #[arg(long, value_name = "URL")]
+    pub store: Option<String>,
+    /// How many planes: the second stands by and takes over when the first ends
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=2))]
+    pub planes: u32,
     /// What runs servers [default: what the state directory has, else qemu where root may run it]
     #[arg(long, value_name = "MACHINE")]
     pub machine: Option<Machine>,
@@ -209,6 +225,114 @@ pub struct Trace {
     pub port: Option<u16>,
 }
 
+#[derive(Debug, Subcommand)]
+pub enum Store {
+    /// Copy all records of a cloud that is down into an empty store, and compare
+    Copy {
+        /// sqlite:PATH, postgres://USER@HOST:PORT/DATABASE or etcd://HOST:PORT,HOST:PORT/CELL
+        from: String,
+        to: String,
+    },
+    /// Write all records, as of one revision, to a new file; the cloud may be up
+    Backup { file: PathBuf },
+    /// Bring back what a backup has; the cloud is down
+    Restore {
+        file: PathBuf,
+        /// Also when there are records, which are gone then
+        #[arg(long)]
+        replace: bool,
+    },
+    /// Read every record as this version does; how many there are of each kind, and a digest
+    Verify {
+        /// [default: this cloud's]
+        #[arg(long, value_name = "URL")]
+        store: Option<String>,
+    },
+    /// Say what changed, when, and by which request
+    Log {
+        /// [default: this cloud's]
+        #[arg(long, value_name = "URL")]
+        store: Option<String>,
+        /// How many changes
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        last: u64,
+        /// The first ones after this revision, instead of the last ones
+        #[arg(long, value_name = "REVISION")]
+        after: Option<u64>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Planes {
+    /// Say which planes there are, which is active, and how they do
+    List,
+    /// Start another plane, which follows and stands by
+    Add(Add),
+    /// Make a plane the active one; clients notice nothing
+    Promote(Named),
+    /// End a plane that is not active
+    Drain(Named),
+    /// Go back to the plane before the last rollout, also while it goes on
+    Rollback,
+    /// Give the plane before the last rollout the new binary, too: there is no way back then
+    Finalise,
+    /// Be a plane: `shisa up` starts it
+    #[command(hide = true)]
+    Run(Plane),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Rollout {
+    /// Start another binary as a plane, compare it with the active one, switch to it and watch it (exit code 1: it was
+    /// stopped or taken back). Ctrl-C leaves the rollout going
+    Start(RolloutStart),
+    /// Print what became of the last rollout: each gate and switch with its time and what it found
+    Show(RolloutShow),
+}
+
+#[derive(Args, Debug)]
+pub struct RolloutStart {
+    /// The new version's program; not the file that the active plane runs
+    #[arg(long, value_name = "PATH")]
+    pub binary: PathBuf,
+    /// How long it is watched after the switch, and taken back when something goes wrong: 30s, 10m, 1h
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = seconds)]
+    pub bake: i64,
+}
+
+#[derive(Args, Debug)]
+pub struct RolloutShow {
+    /// All that are remembered, not only the last
+    #[arg(long)]
+    pub all: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Add {
+    /// The program that it runs [default: this one]
+    #[arg(long, value_name = "PATH")]
+    pub binary: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct Named {
+    /// blue or green
+    pub name: String,
+}
+
+#[derive(Args, Debug)]
+pub struct Plane {
+    #[arg(long)]
+    pub name: String,
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    #[arg(long, value_name = "URL")]
+    pub public_url: Option<String>,
+    /// Where nodes on other machines reach the door
+    #[arg(long, value_name = "HOST:PORT")]
+    pub reach: Option<String>,
+}
+
 #[derive(Args, Debug)]
 pub struct Responder {
     /// What the node keeps
@@ -265,6 +389,16 @@ pub async fn run(cli: Cli, begin: Instant) -> Result<ExitCode> {
         Command::Status => return status::run(&directory).await,
         Command::Demo(demo) => demo::run(&directory, demo.image.as_deref(), begin).await?,
         Command::Env(env) => env::run(&directory, env.name.as_deref())?,
+        Command::Store(words) => {
+            let work = move || records::run(&directory, &words, begin);
+            let done = tokio::task::spawn_blocking(work).await;
+            done.map_err(|e| Error::internal("it was cut off").because(e))??;
+        }
+        Command::Plane(Planes::Run(args)) => plane::run(&directory, &args).await?,
+        Command::Plane(Planes::Rollback) => rollout::command::rollback(&directory, begin).await?,
+        Command::Plane(Planes::Finalise) => rollout::command::finalise(&directory).await?,
+        Command::Plane(planes) => control::run(&directory, &planes).await?,
+        Command::Rollout(words) => rollout::command::run(&directory, &words, begin).await?,
         Command::Network(Network::Trace(trace)) => return trace::run(&directory, &trace).await,
         Command::Responder(of) => node::respond(&of.node, of.cloud).await?,
     }

@@ -33,7 +33,7 @@ pub async fn run(directory: &Directory, args: &Run, begin: Instant) -> Result<()
     }
     let machine = machine::choose(args.machine, had.as_ref().map(|had| had.machine))?;
     let _held = directory.hold()?;
-    logging::start(directory)?;
+    logging::start(&directory.log())?;
     let mut credentials = Credentials::open(directory.path())?;
     let used = |token: &Token| had.as_ref().is_some_and(|had| had.token == fleet::join::hash(&token.secret));
     let membership = match (token.filter(|token| !used(token)), had) {

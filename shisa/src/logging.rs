@@ -1,11 +1,11 @@
-//! Where the cloud's own messages go: all to `log` in the state directory, warnings to stderr, too.
+//! Where the cloud's own messages go: all to a file `log`, warnings to stderr, too.
 //!
 //! `SHISA_LOG` picks what is written, such as `info,node=debug`. Limit: `LOG_BYTES_MAX` at a start; then the old file
 //! becomes `log.1`.
 
-use crate::state::Directory;
 use base::{Error, Result};
 use std::fs;
+use std::path::Path;
 use std::sync::Mutex;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
@@ -14,12 +14,11 @@ use tracing_subscriber::{Layer, fmt};
 
 const LOG_BYTES_MAX: u64 = 16 << 20;
 
-pub fn start(directory: &Directory) -> Result<()> {
-    let path = directory.log();
-    if fs::metadata(&path).is_ok_and(|m| m.len() > LOG_BYTES_MAX) {
-        fs::rename(&path, path.with_extension("1"))?;
+pub fn start(path: &Path) -> Result<()> {
+    if fs::metadata(path).is_ok_and(|m| m.len() > LOG_BYTES_MAX) {
+        fs::rename(path, path.with_extension("1"))?;
     }
-    let file = fs::OpenOptions::new().create(true).append(true).open(&path)?;
+    let file = fs::OpenOptions::new().create(true).append(true).open(path)?;
     let wanted = std::env::var("SHISA_LOG").unwrap_or_else(|_| "info".into());
     let wanted: Targets = wanted
         .parse()

@@ -9,8 +9,8 @@
 //! Deliberately absent so far: several planes, the dashboard.
 
 mod cli;
-mod cloud;
 mod clouds;
+mod control;
 mod demo;
 mod down;
 mod env;
@@ -20,8 +20,13 @@ mod image;
 mod join;
 mod logging;
 mod machine;
+mod nodes;
+mod plane;
+mod planes;
 mod progress;
 mod range;
+mod records;
+mod rollout;
 mod routers;
 mod state;
 mod status;

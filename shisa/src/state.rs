@@ -6,7 +6,10 @@
 //! credentials.json  that node's key and certificate
 //! lock         held by the process that is up
 //! process      who that is, and where it listens
-//! state.db     records; cell.key opens their secrets
+//! state.db     records (state.db-owner is locked by the plane that writes); cell.key opens their secrets
+//! planes/NAME/ sockets and log of a plane
+//! rollouts.json  what became of the last rollouts
+//! control      where `shisa plane` and `shisa rollout` ask the process that is up
 //! clouds.yaml  for the clients; demo.key logs in to the demo server
 //! storage/     bytes of images
 //! nodes/NAME/  what a node keeps: disks, consoles, its ledger
@@ -33,9 +36,13 @@ use uuid::Uuid;
 /// The format of the directory. A larger one in `cloud.json` is of a newer version.
 pub const FORMAT: u32 = 1;
 /// Names that are ours: `wipe` removes these and nothing else.
-const OURS: [&str; 16] = [
+const OURS: [&str; 20] = [
     "process",
+    "control",
+    "rollouts.json",
+    "planes",
     "state.db",
+    "state.db-owner",
     "state.db-wal",
     "state.db-shm",
     "cell.key",
@@ -63,6 +70,9 @@ pub struct Ids {
     pub node_name: String,
     /// The first node's id; others count on from it.
     pub node_id: Uuid,
+    /// Where the records are, if not here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
 }
 
 /// Which node of a cloud elsewhere this machine is; made when it joins.
@@ -119,6 +129,14 @@ impl Directory {
 
     pub fn database(&self) -> PathBuf {
         self.path.join("state.db")
+    }
+
+    pub fn control(&self) -> PathBuf {
+        self.path.join("control")
+    }
+
+    pub fn rollouts(&self) -> PathBuf {
+        self.path.join("rollouts.json")
     }
 
     pub fn key(&self) -> PathBuf {
@@ -250,9 +268,22 @@ impl Directory {
             Machine::Simulated => "node".into(),
         };
         let cloud = (Uuid::new_v4().as_u128() >> 96) as u32;
-        let ids = Ids { format: FORMAT, cloud, machine, node_name, node_id: Uuid::new_v4() };
-        write(&self.path.join("cloud.json"), &to_json(&ids), 0o644)?;
+        let ids = Ids { format: FORMAT, cloud, machine, node_name, node_id: Uuid::new_v4(), store: None };
+        self.note_ids(&ids)?;
         Ok(ids)
+    }
+
+    /// The URL of a store may hold a password.
+    pub fn note_ids(&self, ids: &Ids) -> Result<()> {
+        write(&self.path.join("cloud.json"), &to_json(ids), 0o600)
+    }
+
+    /// The URL of the cloud's store.
+    ///
+    /// Errors: `NotFound` when there is no cloud here.
+    pub fn need_store(&self) -> Result<String> {
+        let own = || format!("sqlite:{}", self.database().display());
+        Ok(self.need_ids()?.store.unwrap_or_else(own))
     }
 
     /// Notes who is up; only for who holds the directory.

@@ -1,28 +1,38 @@
 //! `shisa up`: from the state directory to a cloud in the foreground, and back.
 //!
-//! What can be known to fail is asked first, before anything is written. A stop drains the API, then ends guests and
+//! This process is the front door, the keeper of the planes, and the nodes of its machine; the planes are processes of
+//! their own (`plane`). What can be known to fail is asked first, before anything is written. A stop drains the API, then ends guests and
 //! network; the records stay, so the next start begins the servers again. A crash leaves guests running, and the next
 //! start adopts them.
 
 use crate::cli::{Machine, Up};
-use crate::cloud::{self, Cloud, Wishes};
 use crate::clouds::Clouds;
+use crate::nodes::{self, Nodes, Wishes};
+use crate::plane::{self, First};
+use crate::planes::{COLOURS, Launch, Planes};
 use crate::progress::{Progress, say};
 use crate::range::{self, Claim};
+use crate::rollout::Rollouts;
 use crate::state::{Directory, Ids};
-use crate::{demo, down, first, image, logging, machine};
+use crate::{control, demo, down, image, logging, machine};
 use base::{Error, Result};
+use fleet::door::Door;
+use hyper::Method;
 use identity::user::password::hash_now;
+use ipnet::Ipv4Net;
 use node::Ending;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use store::Cell;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+
+/// The records of a new cloud are made in this time.
+const FIRST_MAX: Duration = Duration::from_secs(20);
 
 pub async fn run(directory: &Directory, args: &Up, begin: Instant) -> Result<()> {
     let progress = Progress::since(begin);
@@ -31,26 +41,23 @@ pub async fn run(directory: &Directory, args: &Up, begin: Instant) -> Result<()>
     if machine == Machine::Qemu && args.nodes > 1 {
         return Err(Error::invalid("one machine is one node: --nodes is for --machine simulated"));
     }
-    let wishes = Wishes {
-        nodes: args.nodes,
-        uplink: args.uplink.clone(),
-        address: args.address.or(args.node_listen.map(|at| at.ip()).filter(|ip| !ip.is_unspecified())),
-        policy: args.policy.as_deref().map(policy).transpose()?.unwrap_or_default(),
-        public_url: args.public_url.clone(),
-    };
+    args.policy.as_deref().map(policy).transpose()?;
     args.image.as_deref().map(image::check).transpose()?;
     let _held = directory.hold()?;
     let listener = listen(args.listen, "--listen").await?;
-    let nodes = nodes_listener(args).await?;
+    let far = nodes_listener(args).await?;
     let address = format!("http://{}", reached_at(listener.local_addr()?));
-    logging::start(directory)?;
-    let ids = directory.make_ids(machine)?;
-    let (cell, _claim) = open(directory, &ids, &address, args.public_url.as_deref(), &progress).await?;
-    let cloud = Cloud::new(cell.clone(), directory, &ids, wishes, nodes).await?;
-    directory.note_running(&address)?;
-    let outcome =
-        serve(&cloud, listener, stop, after(&cloud, directory, args, &address, &ids, &progress)).await;
-    cell.close();
+    logging::start(&directory.log())?;
+    let mut ids = directory.make_ids(machine)?;
+    if args.store.is_some() && args.store != ids.store {
+        ids.store = args.store.clone();
+        directory.note_ids(&ids)?;
+    }
+    let door = Door::default();
+    let planes = Planes::new(launch(directory, args, far.as_ref().map(|(_, reach)| reach.clone()))?, door);
+    let up = Rising { directory, args, address: &address, ids: &ids, progress: &progress, planes: &planes };
+    let outcome = up.live(listener, far, stop).await;
+    planes.stop().await;
     if outcome.is_ok() {
         progress.step("stop", "the API has answered what was asked; ending servers and network");
         down::end(directory, &(&ids).into(), Ending::Ask(down::ASK_MAX)).await?;
@@ -60,21 +67,144 @@ pub async fn run(directory: &Directory, args: &Up, begin: Instant) -> Result<()>
     outcome
 }
 
+/// A cloud that is being brought up.
+struct Rising<'a> {
+    directory: &'a Directory,
+    args: &'a Up,
+    address: &'a str,
+    ids: &'a Ids,
+    progress: &'a Progress,
+    planes: &'a Planes,
+}
+
+impl Rising<'_> {
+    async fn live(
+        &self,
+        listener: TcpListener,
+        far: Option<(TcpListener, String)>,
+        stop: watch::Receiver<bool>,
+    ) -> Result<()> {
+        let binary = std::env::current_exe()?;
+        self.planes.add(COLOURS[0], &binary).await?;
+        self.planes.take_any().await?;
+        if self.args.planes > 1 {
+            self.planes.add(COLOURS[1], &binary).await?;
+            self.planes.stand_by(COLOURS[1]).await?;
+        }
+        let _claims = self.records().await?;
+        self.directory.note_running(self.address)?;
+        let rollouts = Rollouts::open(self.directory, self.planes.clone())?;
+        let control = plane::bind(&self.directory.control())?;
+        let control = control::serve(control, self.planes.clone(), rollouts.clone());
+        let state = std::fs::canonicalize(self.directory.path())?;
+        let wishes = Wishes {
+            nodes: self.args.nodes,
+            uplink: self.args.uplink.clone(),
+            address: self.args.address.or(self
+                .args
+                .node_listen
+                .map(|at| at.ip())
+                .filter(|ip| !ip.is_unspecified())),
+        };
+        let nodes = Nodes::new(self.ids, &state, &wishes, self.planes.clone());
+        let (far, reach) = far.unzip();
+        let carried = async {
+            match far {
+                Some(listener) => nodes::carry_far(listener, self.planes.clone()).await,
+                None => std::future::pending().await,
+            }
+        };
+        let outcome = tokio::select! {
+            outcome = serve(self.planes.door(), &nodes, listener, stop, self.after(&nodes, reach.as_deref())) => outcome,
+            () = carried => Ok(()),
+            () = control => Ok(()),
+        };
+        rollouts.stop();
+        let _ = std::fs::remove_file(self.directory.control());
+        outcome
+    }
+
+    /// The first start, when none was; the claims on this machine's ranges.
+    async fn records(&self) -> Result<Vec<Claim>> {
+        let mut clouds = Clouds::open(self.directory.clouds())?;
+        let url = self.args.public_url.as_deref().unwrap_or(self.address);
+        let auth_url = format!("{}/identity/v3", url.trim_end_matches('/'));
+        let word = self.planes.word(COLOURS[0]).await?;
+        if word.first_done {
+            clouds.lead_to(&auth_url)?;
+            let claims = claims(&word.ranges, self.ids)?;
+            self.progress.step("store", format_args!("at revision {}", word.revision));
+            return Ok(claims);
+        }
+        let password = clouds.make("admin", &auth_url)?.auth.password;
+        clouds.lead_to(&auth_url)?;
+        let cost = identity::Settings::default().bcrypt_cost;
+        let hash = tokio::task::spawn_blocking(move || hash_now(&password, cost)).await;
+        let hash = hash.map_err(|e| Error::internal("a password hash was cut off").because(e))??;
+        let (range, claim) = range::choose(self.ids.cloud)?;
+        let first = First { password_hash: hash.expose().into(), range };
+        let first = serde_json::to_value(first).map_err(|e| Error::internal("cannot encode").because(e))?;
+        self.planes.ask(COLOURS[0], Method::POST, "/first", &first, FIRST_MAX).await?;
+        self.progress.step("store", format_args!("first start; floating addresses are in {range}"));
+        Ok(vec![claim])
+    }
+
+    /// What a start does once the API answers: waits for its nodes, uploads an image, makes the demo.
+    async fn after(&self, nodes: &Nodes, reach: Option<&str>) {
+        let (progress, args) = (self.progress, self.args);
+        progress.step("api", self.address);
+        if let Some(authority) = reach {
+            progress.step("listen", format_args!("for nodes at https://{authority}"));
+        }
+        let greeted = async {
+            nodes.greeted().await;
+            if args.nodes > 0 {
+                let machine = self.ids.machine;
+                progress.step("nodes", format!("{} of machine {machine:?}", args.nodes).to_lowercase());
+            }
+        };
+        let outcome = match args.demo {
+            true => demo::make(self.directory, self.address, args.image.as_deref(), progress, greeted).await,
+            false => {
+                let upload = async {
+                    match &args.image {
+                        Some(file) => {
+                            image::upload_as_admin(self.directory, self.address, file, progress).await
+                        }
+                        None => Ok(()),
+                    }
+                };
+                tokio::join!(upload, greeted).0
+            }
+        };
+        match outcome {
+            Ok(()) => progress.step("up", "Ctrl-C stops it"),
+            Err(error) => {
+                eprintln!("shisa: {}", error.chain());
+                progress.step("up", "without what failed; Ctrl-C stops it");
+            }
+        }
+        if !args.demo {
+            say(format_args!("            clients: {}", self.directory.clouds().display()));
+        }
+    }
+}
+
 /// Runs everything until a stop or until a node fails.
 async fn serve(
-    cloud: &Cloud,
+    door: &Door,
+    nodes: &Nodes,
     listener: TcpListener,
     stop: watch::Receiver<bool>,
     after: impl Future<Output = ()>,
 ) -> Result<()> {
-    let loops = cloud.loops();
     let (ending, mut ended) = watch::channel(false);
     let (mut stopped, working) = (stop.clone(), ended.clone());
     let stopping = async move { drop(ended.wait_for(|end| *end).await) };
     let life = async {
         tokio::select! {
             _ = stopped.wait_for(|stop| *stop) => Ok(()),
-            outcome = cloud.work(working) => outcome,
+            outcome = nodes.work(working) => outcome,
             () = async { after.await; std::future::pending().await } => Ok(()),
         }
     };
@@ -83,86 +213,39 @@ async fn serve(
         ending.send_replace(true);
         outcome
     };
-    let (outcome, ()) = tokio::join!(life, cloud.serve(listener, stopping));
-    drop(loops);
+    let door = door.clone();
+    let answer = move |request, peer| {
+        let door = door.clone();
+        async move { door.answer(request, peer, false).await }
+    };
+    let (outcome, ()) = tokio::join!(life, api::listen(listener, answer, stopping));
     outcome
 }
 
-/// What a start does once the API answers: waits for its nodes, uploads an image, makes the demo.
-async fn after(
-    cloud: &Cloud,
-    directory: &Directory,
-    args: &Up,
-    address: &str,
-    ids: &Ids,
-    progress: &Progress,
-) {
-    progress.step("api", address);
-    if let Some(authority) = cloud.nodes_reach() {
-        progress.step("listen", format_args!("for nodes at https://{authority}"));
+/// How planes are started.
+fn launch(directory: &Directory, args: &Up, reach: Option<String>) -> Result<Launch> {
+    if directory.need_ids()?.store.is_none() {
+        // SQLite would make it readable by all.
+        std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(directory.database())?;
     }
-    let nodes = async {
-        cloud.nodes_greeted().await;
-        if args.nodes > 0 {
-            progress.step("nodes", format!("{} of machine {:?}", args.nodes, ids.machine).to_lowercase());
-        }
-    };
-    let outcome = match args.demo {
-        true => demo::make(directory, address, args.image.as_deref(), progress, nodes).await,
-        false => {
-            let upload = async {
-                match &args.image {
-                    Some(file) => image::upload_as_admin(directory, address, file, progress).await,
-                    None => Ok(()),
-                }
-            };
-            tokio::join!(upload, nodes).0
-        }
-    };
-    match outcome {
-        Ok(()) => progress.step("up", "Ctrl-C stops it"),
-        Err(error) => {
-            eprintln!("shisa: {}", error.chain());
-            progress.step("up", "without what failed; Ctrl-C stops it");
-        }
+    let mut words = Vec::new();
+    let mut say = |flag: &str, value: String| words.extend([flag.to_string(), value]);
+    if let Some(policy) = &args.policy {
+        say("--policy", policy.display().to_string());
     }
-    if !args.demo {
-        say(format_args!("            clients: {}", directory.clouds().display()));
+    if let Some(url) = &args.public_url {
+        say("--public-url", url.clone());
     }
-}
-
-/// The records, with the first start done.
-async fn open(
-    directory: &Directory,
-    ids: &Ids,
-    address: &str,
-    public_url: Option<&str>,
-    progress: &Progress,
-) -> Result<(Cell, Vec<Claim>)> {
-    let cell = cloud::open(directory)?;
-    let mut clouds = Clouds::open(directory.clouds())?;
-    let auth_url = format!("{}/identity/v3", public_url.unwrap_or(address).trim_end_matches('/'));
-    if first::done(&cell.read()) {
-        clouds.lead_to(&auth_url)?;
-        let claims = claims(&cell, ids)?;
-        progress.step("store", format_args!("at revision {}", cell.read().revision()));
-        return Ok((cell, claims));
+    if let Some(reach) = reach {
+        say("--reach", reach);
     }
-    let password = clouds.make("admin", &auth_url)?.auth.password;
-    clouds.lead_to(&auth_url)?;
-    let cost = identity::Settings::default().bcrypt_cost;
-    let hash = tokio::task::spawn_blocking(move || hash_now(&password, cost)).await;
-    let hash = hash.map_err(|e| Error::internal("a password hash was cut off").because(e))??;
-    let (range, claim) = range::choose(ids.cloud)?;
-    first::start(&cell, hash, range).await?;
-    progress.step("store", format_args!("first start; floating addresses are in {range}"));
-    Ok((cell, vec![claim]))
+    Ok(Launch { directory: directory.path().into(), store: directory.need_store()?, words })
 }
 
 /// A simulated network is in nobody's way.
-fn claims(cell: &Cell, ids: &Ids) -> Result<Vec<Claim>> {
+fn claims(ranges: &[Ipv4Net], ids: &Ids) -> Result<Vec<Claim>> {
     match ids.machine {
-        Machine::Qemu => first::ranges(&cell.read()).into_iter().map(range::claim).collect(),
+        Machine::Qemu => ranges.iter().copied().map(range::claim).collect(),
         Machine::Simulated => Ok(Vec::new()),
     }
 }
@@ -212,7 +295,7 @@ fn reached_at(mut address: SocketAddr) -> SocketAddr {
 }
 
 /// An oslo.policy file: names to rules.
-fn policy(path: &Path) -> Result<BTreeMap<String, String>> {
+pub fn policy(path: &Path) -> Result<BTreeMap<String, String>> {
     let shown = path.display();
     let text = std::fs::read_to_string(path)
         .map_err(|e| Error::invalid(format!("the policy file {shown} cannot be read")).because(e))?;

@@ -194,7 +194,7 @@ impl CellWorld {
     fn open(&mut self, n: usize, random: &mut Random) -> String {
         let mut engine = self.disk.connect();
         let sign = engine.sign().expect("the engine answers");
-        if self.planes[1 - n].is_some() && !self.candidates[n].may_take(sign, clock::monotonic()) {
+        if self.planes[1 - n].is_some() && !self.candidates[n].may_take(&sign, clock::monotonic()) {
             return format!("plane {n} watches {sign:?}");
         }
         let options = Options {
@@ -203,6 +203,7 @@ impl CellWorld {
             monotonic: clock::monotonic,
             ring: 1 + random.below(20) as usize,
             seed: random.seed(),
+            owner: format!("plane {n}"),
         };
         let schema = Schema::default().record::<Account>();
         match Cell::stepped(engine, schema, store::cipher::CellKey::cipher([5; 32]), options) {
@@ -400,7 +401,7 @@ mod tests {
     fn what_should_be_met_is_met() {
         let lines: Vec<_> = (0..10).flat_map(|seed| crate::trace(seed, STEPS, CellWorld::new)).collect();
         for what in
-            ["Wrote(", "Saw(", "outcome is unknown", "starts over", " opens", "cannot reach", "no longer"]
+            ["Wrote(", "Saw(", "outcome is unknown", "starts over", " opens", "cannot reach", "does not own"]
         {
             let times = lines.iter().filter(|line| line.contains(what)).count();
             assert!(times >= 10, "{what:?} happened {times} times");

@@ -5,7 +5,7 @@ use crate::Random;
 use base::{Error, Result, Timestamp};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
-use store::engine::{Append, Batch, Head};
+use store::engine::{Append, Batch, Each, Head, Logged as Entered, Tail};
 use store::lease::Sign;
 use store::{Engine, Entry, Revision};
 
@@ -29,6 +29,8 @@ struct Content {
     faults: Faults,
     epoch: u64,
     counter: u64,
+    owner: String,
+    free: bool,
     log: Vec<Logged>,
     /// So many entries of the log survive a crash.
     synced: usize,
@@ -46,7 +48,8 @@ pub struct Logged {
 
 impl Disk {
     pub fn new(random: Random, faults: Faults) -> Disk {
-        let content = Content { random, faults, epoch: 0, counter: 0, log: Vec::new(), synced: 0 };
+        let (owner, log) = (String::new(), Vec::new());
+        let content = Content { random, faults, epoch: 0, counter: 0, owner, free: false, log, synced: 0 };
         Disk(Arc::new(Mutex::new(content)))
     }
 
@@ -108,21 +111,30 @@ impl Content {
 }
 
 impl Engine for Disk {
-    fn load(&mut self, each: &mut dyn FnMut(&str, &[u8]) -> Result<()>) -> Result<Head> {
+    fn images(&mut self, each: Each) -> Result<Head> {
         let mut content = self.content();
-        content.epoch += 1;
-        content.counter = 0;
         // What is read is synced first: a new owner must not answer from what may be forgotten.
         content.synced = content.log.len();
         let mut newest = BTreeMap::new();
         for (kind, key, image) in content.log.iter().flat_map(|l| &l.images) {
             newest.insert((kind, key), image);
         }
-        for ((kind, _), image) in newest {
-            image.as_ref().map_or(Ok(()), |image| each(kind, image))?;
+        for ((kind, key), image) in newest {
+            image.as_ref().map_or(Ok(()), |image| each(kind, key, image))?;
         }
         let (revision, _, time) = content.head();
         Ok(Head { epoch: content.epoch, revision, time })
+    }
+
+    fn take(&mut self, owner: &str, seen: u64) -> Result<Option<Head>> {
+        let mut content = self.content();
+        if content.epoch != seen {
+            return Ok(None);
+        }
+        (content.epoch, content.counter, content.free) = (seen + 1, 0, false);
+        content.owner = owner.into();
+        let (revision, _, time) = content.head();
+        Ok(Some(Head { epoch: content.epoch, revision, time }))
     }
 
     fn append(&mut self, batch: &Batch) -> Append {
@@ -162,12 +174,22 @@ impl Engine for Disk {
 
     fn sign(&mut self) -> Result<Sign> {
         let content = self.content();
-        Ok(Sign { epoch: content.epoch, counter: content.counter, revision: content.head().0 })
+        let revision = content.log[..content.synced].last().map_or(0, |l| l.entry.revision);
+        let (owner, free) = (content.owner.clone(), content.free);
+        Ok(Sign { epoch: content.epoch, counter: content.counter, revision, owner, free })
     }
 
-    fn tail(&mut self, after: Revision, limit: usize) -> Result<Vec<(Revision, Vec<u8>)>> {
+    fn release(&mut self, epoch: u64) -> Result<bool> {
+        let mut content = self.content();
+        content.free |= content.epoch == epoch;
+        Ok(content.epoch == epoch)
+    }
+
+    fn tail(&mut self, after: Revision, limit: usize) -> Result<Tail> {
         let content = self.content();
         let rest = content.log[..content.synced].iter().skip(after as usize).take(limit);
-        Ok(rest.map(|l| (l.entry.revision, l.body.clone())).collect())
+        let entered =
+            |l: &Logged| Entered { revision: l.entry.revision, epoch: l.entry.epoch, body: l.body.clone() };
+        Ok(Tail::Entries(rest.map(entered).collect()))
     }
 }

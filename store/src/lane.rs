@@ -6,16 +6,17 @@
 //! A batch ends as done, refused or unknown. Unknown: the same batch is appended again, and the engine's guard lets it
 //! through once. If the lease ends first, those who wait hear that the outcome is unknown; the batch goes on, since
 //! only the engine can say what became of it. Refused, or an engine that lost what was answered, ends the lane: this
-//! process no longer owns the cell.
+//! process no longer owns the cell. An engine without room changes nothing: what ran is taken back, and the lane goes
+//! on.
 
-use crate::engine::{Append, Batch};
+use crate::engine::{Append, Batch, Limits};
 use crate::lease::Lease;
 use crate::log::{Cause, Change, Encoded, Entry};
 use crate::record::{Derived, Schema};
 use crate::state::State;
 use crate::tx::Tx;
 use crate::watch::Published;
-use crate::{BATCH_MAX, Options, TX_BYTES_MAX, TX_RECORDS_MAX};
+use crate::{Options, TX_BYTES_MAX, TX_RECORDS_MAX};
 use base::secret::{Cipher, with_cipher};
 use base::{Error, Result, Timestamp};
 use sha2::{Digest, Sha256};
@@ -37,6 +38,11 @@ pub(crate) struct Job {
 }
 
 impl Job {
+    /// Answers without running it.
+    pub fn refuse(self, error: Error) {
+        (self.answer)(Err(error));
+    }
+
     pub fn new<T, F>(cause: Cause, f: F, answer: tokio::sync::oneshot::Sender<Result<T>>) -> Job
     where
         T: Send + 'static,
@@ -58,55 +64,63 @@ impl Job {
 #[derive(Default)]
 struct Open {
     entries: Vec<(Arc<Entry>, Encoded)>,
+    /// The states that they came upon.
+    before: Vec<State>,
+    bytes: usize,
     answers: Vec<(Answer, Result<Boxed>)>,
 }
 
 /// What the engine has or has not.
 struct InFlight {
     batch: Arc<Batch>,
+    before: Vec<State>,
     answers: Vec<(Answer, Result<Boxed>)>,
     state: State,
     /// It was appended before, with an unknown outcome.
     again: bool,
 }
 
-pub(crate) struct Lane {
+/// What a cell's lane and its follower share with its handles.
+pub(crate) struct Shared {
     pub options: Options,
-    pub lease: Arc<Lease>,
-    schema: Arc<Schema>,
-    cipher: Arc<dyn Cipher>,
+    pub schema: Arc<Schema>,
+    pub cipher: Arc<dyn Cipher>,
+    pub published: Published,
+    pub lease: Lease,
+    /// Callers that wait for the lane.
+    pub waiting: AtomicUsize,
+}
+
+pub(crate) struct Lane {
+    shared: Arc<Shared>,
+    limits: Limits,
     working: State,
     derived: Vec<Box<dyn Derived>>,
-    published: Arc<Published>,
-    waiting: Arc<AtomicUsize>,
     drawn: u64,
     open: Open,
     in_flight: Option<InFlight>,
     /// What the driver shall append next.
     outbox: Option<Arc<Batch>>,
-    /// Why this process no longer owns the cell.
-    lost: Option<&'static str>,
+    lost: Option<Lost>,
+}
+
+/// Why this process no longer owns the cell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lost {
+    /// Another owner came.
+    Taken,
+    /// The engine lost what it had confirmed: nothing can go on from there.
+    Broken,
 }
 
 impl Lane {
-    pub fn new(
-        options: Options,
-        state: State,
-        derived: Vec<Box<dyn Derived>>,
-        cipher: Arc<dyn Cipher>,
-        published: Arc<Published>,
-        waiting: Arc<AtomicUsize>,
-        lease: Arc<Lease>,
-    ) -> Lane {
+    /// `state` is the newest that the engine has, under the epoch that was taken.
+    pub fn new(shared: Arc<Shared>, limits: Limits, state: State, derived: Vec<Box<dyn Derived>>) -> Lane {
         Lane {
-            options,
-            lease,
-            schema: state.schema.clone(),
-            cipher,
+            shared,
+            limits,
             working: state,
             derived,
-            published,
-            waiting,
             drawn: 0,
             open: Open::default(),
             in_flight: None,
@@ -119,13 +133,22 @@ impl Lane {
         self.working.epoch
     }
 
+    pub fn lost(&self) -> Option<Lost> {
+        self.lost
+    }
+
+    pub fn lease(&self) -> &Lease {
+        &self.shared.lease
+    }
+
     /// Whether no transaction fits until the batch in flight has ended.
     pub fn is_full(&self) -> bool {
         self.in_flight.is_some() && self.is_batch_full()
     }
 
     pub fn is_batch_full(&self) -> bool {
-        self.open.answers.len() >= BATCH_MAX
+        self.open.answers.len() >= self.limits.batch_entries
+            || self.open.bytes + TX_BYTES_MAX > self.limits.batch_bytes
     }
 
     /// Whether a batch is with the engine, or will be.
@@ -140,7 +163,7 @@ impl Lane {
 
     /// Runs one transaction on the unpublished state.
     pub fn take(&mut self, job: Job) {
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
         if let Err(error) = self.owns() {
             return (job.answer)(Err(error));
         }
@@ -153,20 +176,23 @@ impl Lane {
 
     fn owns(&self) -> Result<()> {
         match self.lost {
-            Some(why) => Err(Error::unavailable(why)),
-            None if !self.lease.holds() => Err(lapsed()),
+            Some(Lost::Taken) => Err(not_owner()),
+            Some(Lost::Broken) => {
+                Err(Error::unavailable("The store lost what it had confirmed; the operator has to look."))
+            }
+            None if !self.shared.lease.holds() => Err(lapsed()),
             None => Ok(()),
         }
     }
 
     fn transact(&mut self, job: &Job) -> Result<Boxed> {
-        let now = (self.options.clock)().max(self.working.time);
+        let now = (self.shared.options.clock)().max(self.working.time);
         let seed = self.draw();
-        let rehearsed = self.options.twice.then(|| self.rehearse(job, now, seed));
+        let rehearsed = self.shared.options.twice.then(|| self.rehearse(job, now, seed));
         let mut tx = Tx::begin(self.working.clone(), &mut self.derived, now, seed);
         let ended = run(job, &mut tx);
         if let Some(first) = rehearsed {
-            let second = told(&self.schema, &self.cipher, &ended, &tx.changes);
+            let second = told(&self.shared, &ended, &tx.changes);
             if first != second {
                 tx.abort();
                 let what = format!("The transaction {} is not deterministic.", job.cause.route);
@@ -195,8 +221,9 @@ impl Lane {
         let entry = Entry { revision, epoch, time: now, seed, cause: job.cause.clone(), changes };
         match self.encode(&entry, &state) {
             Ok(encoded) => {
+                self.open.bytes += encoded.body.len();
                 self.open.entries.push((Arc::new(entry), encoded));
-                self.working = state;
+                self.open.before.push(std::mem::replace(&mut self.working, state));
                 Ok(value)
             }
             Err(error) => {
@@ -207,8 +234,8 @@ impl Lane {
     }
 
     fn encode(&self, entry: &Entry, state: &State) -> Result<Encoded> {
-        let encoded = with_cipher(&self.cipher, || {
-            entry.encode(&self.schema, |slot, key| state.tables[slot].unknown(key))
+        let encoded = with_cipher(&self.shared.cipher, || {
+            entry.encode(&self.shared.schema, |slot, key| state.tables[slot].unknown(key))
         })?;
         if encoded.body.len() > TX_BYTES_MAX {
             return Err(Error::too_large(format!("The change is larger than {TX_BYTES_MAX} bytes.")));
@@ -218,15 +245,7 @@ impl Lane {
 
     fn revert(&mut self, changes: &[Change]) {
         for change in changes.iter().rev() {
-            for derived in &mut self.derived {
-                let plain = |i: &Option<crate::record::Image>| i.clone();
-                let (before, after) = (plain(&change.before), plain(&change.after));
-                derived.changed(
-                    change.kind,
-                    after.as_deref().map(|i| i as _),
-                    before.as_deref().map(|i| i as _),
-                );
-            }
+            change.back(&mut self.derived);
         }
     }
 
@@ -234,15 +253,18 @@ impl Lane {
     fn rehearse(&mut self, job: &Job, now: Timestamp, seed: u128) -> String {
         let mut tx = Tx::begin(self.working.clone(), &mut self.derived, now, seed);
         let ended = run(job, &mut tx);
-        let told = told(&self.schema, &self.cipher, &ended, &tx.changes);
+        let told = told(&self.shared, &ended, &tx.changes);
         tx.abort();
         told
     }
 
     fn draw(&mut self) -> u128 {
         self.drawn += 1;
-        let hash =
-            Sha256::new().chain_update(self.options.seed).chain_update(self.drawn.to_be_bytes()).finalize();
+        let hash = Sha256::new()
+            .chain_update(self.shared.options.seed)
+            .chain_update(self.working.epoch.to_be_bytes())
+            .chain_update(self.drawn.to_be_bytes())
+            .finalize();
         u128::from_be_bytes(hash[..16].try_into().expect("a SHA-256 has 32 bytes"))
     }
 
@@ -251,7 +273,7 @@ impl Lane {
         if self.in_flight.is_some() {
             return;
         }
-        let Open { entries, answers } = std::mem::take(&mut self.open);
+        let Open { entries, before, answers, .. } = std::mem::take(&mut self.open);
         if entries.is_empty() {
             let owns = self.owns();
             for (answer, result) in answers {
@@ -263,7 +285,7 @@ impl Lane {
         let previous = entries[0].0.revision - 1;
         let batch = Arc::new(Batch { id, epoch: self.working.epoch, previous, entries });
         self.outbox = Some(batch.clone());
-        self.in_flight = Some(InFlight { batch, answers, state: self.working.clone(), again: false });
+        self.in_flight = Some(InFlight { batch, before, answers, state: self.working.clone(), again: false });
     }
 
     /// An append that was sent at `sent` has ended.
@@ -273,14 +295,21 @@ impl Lane {
             Append::Done => {
                 // A batch that was there already has moved nothing that a candidate could see.
                 if !flight.again {
-                    self.lease.confirmed(sent);
+                    self.shared.lease.confirmed(sent);
                 }
-                let entries = flight.batch.entries.iter().map(|(entry, _)| entry.clone()).collect();
-                self.published.publish(flight.state, entries);
+                let entries = flight.batch.entries.iter().map(|(entry, _)| entry.clone());
+                self.shared.published.publish(flight.state, entries.zip(flight.before).collect());
                 flight.answers.into_iter().for_each(|(answer, result)| answer(result));
             }
+            Append::NoRoom(why) => {
+                tracing::error!("the store has no room, changes are refused: {why}");
+                self.in_flight = Some(flight);
+                self.take_back();
+            }
             Append::Unknown(why) => {
-                tracing::warn!("an append has an unknown outcome, it is tried again: {why}");
+                if !flight.again {
+                    tracing::warn!("an append has an unknown outcome, it is tried again: {why}");
+                }
                 self.outbox = Some(flight.batch.clone());
                 flight.again = true;
                 self.in_flight = Some(flight);
@@ -289,7 +318,7 @@ impl Lane {
             Append::Refused(why) => {
                 tracing::error!("the store refused a batch, the lane stops: {why}");
                 self.in_flight = Some(flight);
-                self.lose("This process no longer owns the cell; try again.");
+                self.lose(Lost::Taken);
             }
             Append::Behind(revision) => {
                 let answered = flight.batch.previous;
@@ -297,7 +326,7 @@ impl Lane {
                     "the store is at {revision}, {answered} was answered: it lost data, the lane stops"
                 );
                 self.in_flight = Some(flight);
-                self.lose("The store lost what it had confirmed; the operator has to look.");
+                self.lose(Lost::Broken);
             }
         }
     }
@@ -305,11 +334,11 @@ impl Lane {
     /// A renewal that was sent at `sent` has ended.
     pub fn renewed(&mut self, sent: Duration, outcome: Result<bool>) {
         match outcome {
-            Ok(true) if self.lost.is_none() => self.lease.confirmed(sent),
+            Ok(true) if self.lost.is_none() => self.shared.lease.confirmed(sent),
             Ok(true) => {}
             Ok(false) => {
                 tracing::error!("another process owns the cell, the lane stops");
-                self.lose("This process no longer owns the cell; try again.");
+                self.lose(Lost::Taken);
             }
             Err(error) => tracing::warn!("the lease could not be renewed: {}", error.chain()),
         }
@@ -317,19 +346,32 @@ impl Lane {
 
     /// Lets nobody wait longer than the lease holds.
     pub fn tick(&mut self) {
-        if !self.lease.holds() {
+        if !self.shared.lease.holds() {
             self.give_up_waiting();
         }
     }
 
-    /// The lane ends; watchers are told when they have seen the rest.
-    pub fn close(self) {
-        self.published.close();
+    /// What a follower goes on from. The derived state is as of the newest published state, unless batches were lost.
+    pub fn into_derived(self) -> Option<Vec<Box<dyn Derived>>> {
+        self.lost.is_none().then_some(self.derived)
     }
 
-    fn lose(&mut self, why: &'static str) {
+    /// Everything since the newest published state is undone, and those who wait are told.
+    fn take_back(&mut self) {
+        let flying = self.in_flight.take();
+        let open = std::mem::take(&mut self.open);
+        let flown = flying.iter().flat_map(|f| &f.batch.entries);
+        let entries: Vec<_> = flown.chain(&open.entries).map(|(entry, _)| entry.clone()).collect();
+        entries.iter().rev().for_each(|entry| self.revert(&entry.changes));
+        self.working = State::clone(&self.shared.published.state());
+        for (answer, _) in flying.into_iter().flat_map(|f| f.answers).chain(open.answers) {
+            answer(Err(Error::unavailable("The store has no room; nothing was changed.")));
+        }
+    }
+
+    fn lose(&mut self, why: Lost) {
         self.lost = Some(why);
-        self.lease.lost();
+        self.shared.lease.lost();
         self.give_up_waiting();
         (self.outbox, self.in_flight, self.open) = (None, None, Open::default());
     }
@@ -342,12 +384,25 @@ impl Lane {
     }
 }
 
+const UNKNOWN: &str = "The outcome is unknown; look before you try again.";
+const NOT_OWNER: &str = "This process does not own the cell; try again in a moment.";
+const LAPSED: &str = "The control plane cannot reach its store; try again in a moment.";
+
 pub(crate) fn unknown() -> Error {
-    Error::unavailable("The outcome is unknown; look before you try again.")
+    Error::unavailable(UNKNOWN)
+}
+
+pub(crate) fn not_owner() -> Error {
+    Error::unavailable(NOT_OWNER)
 }
 
 fn lapsed() -> Error {
-    Error::unavailable("The control plane cannot reach its store; try again in a moment.")
+    Error::unavailable(LAPSED)
+}
+
+/// Whether the owner of the cell, once there is one again, may do or know what failed with this.
+pub(crate) fn passes(error: &Error) -> bool {
+    [UNKNOWN, NOT_OWNER, LAPSED].contains(&error.message())
 }
 
 fn run(job: &Job, tx: &mut Tx) -> Result<Boxed> {
@@ -358,7 +413,7 @@ fn run(job: &Job, tx: &mut Tx) -> Result<Boxed> {
 }
 
 /// What a run did, as text.
-fn told(schema: &Schema, cipher: &Arc<dyn Cipher>, ended: &Result<Boxed>, changes: &[Change]) -> String {
+fn told(shared: &Shared, ended: &Result<Boxed>, changes: &[Change]) -> String {
     use std::fmt::Write;
     let mut text =
         ended.as_ref().err().map(|e| format!("{:?} {}\n", e.kind(), e.chain())).unwrap_or_default();
@@ -366,7 +421,9 @@ fn told(schema: &Schema, cipher: &Arc<dyn Cipher>, ended: &Result<Boxed>, change
         let mut image = Vec::new();
         if let Some(after) = &change.after {
             // A record that cannot be written fails where it counts.
-            let _ = with_cipher(cipher, || (schema.kinds[change.slot].encode)(&**after, &mut image));
+            let _ = with_cipher(&shared.cipher, || {
+                shared.schema.kinds[change.slot].render(&**after, None, &mut image)
+            });
         }
         let _ = writeln!(text, "{} {} {}", change.kind, change.key, String::from_utf8_lossy(&image));
     }

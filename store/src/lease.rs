@@ -22,8 +22,6 @@ pub const MARGIN_MS: u64 = 100;
 /// An idle owner renews this often; an append that is done at the first try renews too.
 pub const RENEW_MS: u64 = 150;
 
-const NO_END: u64 = u64::MAX;
-
 /// The owner's side, shared by the lane and those who read.
 pub(crate) struct Lease {
     clock: fn() -> Duration,
@@ -32,10 +30,9 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    /// `sent`: when ownership was asked for. `alone`: nobody else can take it.
-    pub fn new(clock: fn() -> Duration, sent: Duration, alone: bool) -> Lease {
-        let until = if alone { NO_END } else { end(sent) };
-        Lease { clock, until: AtomicU64::new(until) }
+    /// Not held until the engine confirmed that it was taken.
+    pub fn new(clock: fn() -> Duration) -> Lease {
+        Lease { clock, until: AtomicU64::new(0) }
     }
 
     pub fn now(&self) -> Duration {
@@ -52,15 +49,15 @@ impl Lease {
     }
 
     pub fn holds(&self) -> bool {
-        self.left() > Some(Duration::ZERO)
+        self.left() > Duration::ZERO
     }
 
-    /// How long it still holds; the clock is not asked when nobody else can own the cell.
-    pub fn left(&self) -> Option<Duration> {
-        match self.until.load(Ordering::Acquire) {
-            NO_END => Some(Duration::MAX),
-            until => Duration::from_micros(until).checked_sub(self.now()),
+    /// How long it still holds.
+    pub fn left(&self) -> Duration {
+        if cfg!(feature = "break-fence") && self.until.load(Ordering::Acquire) > 0 {
+            return Duration::from_millis(LEASE_MS);
         }
+        Duration::from_micros(self.until.load(Ordering::Acquire)).saturating_sub(self.now())
     }
 }
 
@@ -69,11 +66,16 @@ fn end(sent: Duration) -> u64 {
 }
 
 /// What shows that an owner lives: it changes with each renewal and each append, so nothing else confirms a lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sign {
     pub epoch: u64,
     pub counter: u64,
+    /// The newest that is durable.
     pub revision: Revision,
+    /// What the owner called itself when it took the lease.
+    pub owner: String,
+    /// The owner has laid the lease down.
+    pub free: bool,
 }
 
 /// Who waits for an owner to fall silent.
@@ -84,11 +86,13 @@ pub struct Candidate {
 
 impl Candidate {
     /// Whether the owner's lease is over, given what was read at `now` of the monotonic clock.
-    pub fn may_take(&mut self, sign: Sign, now: Duration) -> bool {
-        match self.last {
-            Some((last, since)) if last == sign => now - since >= Duration::from_millis(LEASE_MS),
+    pub fn may_take(&mut self, sign: &Sign, now: Duration) -> bool {
+        match &self.last {
+            // Laid down, or never taken.
+            _ if sign.free || sign.epoch == 0 => true,
+            Some((last, since)) if last == sign => now - *since >= Duration::from_millis(LEASE_MS),
             Some(_) | None => {
-                self.last = Some((sign, now));
+                self.last = Some((sign.clone(), now));
                 false
             }
         }
@@ -110,25 +114,29 @@ mod tests {
         fn at(ms: u64) -> Duration {
             Duration::from_millis(ms)
         }
-        let lease = Lease::new(|| at(1_499), at(1_000), false);
+        let lease = Lease::new(|| at(1_499));
+        assert!(!lease.holds(), "nobody took it");
+        lease.confirmed(at(1_000));
         assert!(lease.holds());
-        let lease = Lease::new(|| at(1_500), at(1_000), false);
+        let lease = Lease::new(|| at(1_500));
+        lease.confirmed(at(1_000));
         assert!(!lease.holds(), "the margin has begun");
         lease.confirmed(at(1_001));
         assert!(lease.holds());
         lease.lost();
         assert!(!lease.holds());
-        assert!(Lease::new(|| at(u64::MAX / 2000), at(0), true).holds());
 
-        let sign = Sign { epoch: 1, counter: 7, revision: 9 };
+        let sign = Sign { epoch: 1, counter: 7, revision: 9, ..Sign::default() };
         let mut candidate = Candidate::default();
-        assert!(!candidate.may_take(sign, at(5_000)));
-        assert!(!candidate.may_take(sign, at(5_599)));
-        assert!(candidate.may_take(sign, at(5_600)));
-        assert!(!candidate.may_take(Sign { counter: 8, ..sign }, at(5_601)), "it lives");
+        assert!(!candidate.may_take(&sign, at(5_000)));
+        assert!(!candidate.may_take(&sign, at(5_599)));
+        assert!(candidate.may_take(&sign, at(5_600)));
+        assert!(!candidate.may_take(&Sign { counter: 8, ..sign.clone() }, at(5_601)), "it lives");
         assert!(
-            !candidate.may_take(Sign { counter: 8, revision: 10, ..sign }, at(6_300)),
+            !candidate.may_take(&Sign { counter: 8, revision: 10, ..sign.clone() }, at(6_300)),
             "an append is a sign"
         );
+        assert!(candidate.may_take(&Sign { free: true, ..sign.clone() }, at(6_301)), "it was laid down");
+        assert!(candidate.may_take(&Sign::default(), at(6_302)), "nobody ever owned it");
     }
 }

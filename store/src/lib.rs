@@ -9,10 +9,13 @@
 //!
 //! Deliberately absent: SQL outside of `engine`, and any knowledge of what the records mean.
 
+mod again;
 mod cell;
 pub mod cipher;
+pub mod copy;
 mod drive;
 pub mod engine;
+mod follow;
 mod index;
 mod lane;
 pub mod lease;
@@ -22,13 +25,13 @@ mod state;
 mod tx;
 mod watch;
 
-pub use cell::{Cell, Options};
-pub use drive::Steps;
+pub use cell::{CURRENT_MAX, Cell, Options};
+pub use drive::{Role, Steps};
 pub use engine::Engine;
 pub use index::{Index, IndexKey, IndexPart};
-pub use log::{Cause, Change, Entry, Revision};
+pub use log::{Cause, Change, Entry, Revision, Written};
 pub use record::{Derived, Key, Record, Schema};
-pub use state::State;
+pub use state::{Digest, State};
 pub use tx::{Broken, Tx};
 pub use watch::{News, Watch};
 
@@ -38,6 +41,8 @@ pub const TX_RECORDS_MAX: usize = 1_000;
 pub const TX_BYTES_MAX: usize = 1 << 20;
 /// Transactions in one append.
 pub const BATCH_MAX: usize = 1_024;
+/// Encoded size of one append, unless the engine takes less.
+pub const BATCH_BYTES_MAX: usize = 8 << 20;
 /// Callers that may wait for the lane; one more is told to try again (503).
 pub const QUEUE_MAX: usize = 20_000;
 /// Log entries kept in memory for watchers.

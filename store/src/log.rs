@@ -1,9 +1,11 @@
 //! The log: what changed, when, and by whose request.
 
-use crate::record::{Image, Record, Schema};
+use crate::record::{Derived, Image, Record, Schema};
 use base::{Error, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::value::RawValue;
+use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -22,6 +24,9 @@ pub struct Cause {
     /// The microversion that was negotiated.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub version: String,
+    /// The id that the front door gave the request: what it asks for a second time is answered from the log.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub mutation: String,
     /// The body, sealed with the cell's key: it may hold passwords.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<base::Secret>,
@@ -45,6 +50,33 @@ pub struct Change {
 }
 
 impl Change {
+    /// Whether both leave the same record behind.
+    pub(crate) fn same(&self, other: &Change, schema: &Schema) -> bool {
+        let same = match (&self.after, &other.after) {
+            (None, None) => true,
+            (Some(a), Some(b)) => (schema.kinds[self.slot].same)(&**a, &**b),
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        (self.slot, &self.key) == (other.slot, &other.key) && same
+    }
+
+    /// Lets derived state follow.
+    pub(crate) fn forth(&self, derived: &mut [Box<dyn Derived>]) {
+        self.tell(derived, &self.before, &self.after);
+    }
+
+    /// Takes back what derived state followed.
+    pub(crate) fn back(&self, derived: &mut [Box<dyn Derived>]) {
+        self.tell(derived, &self.after, &self.before);
+    }
+
+    fn tell(&self, derived: &mut [Box<dyn Derived>], from: &Option<Image>, to: &Option<Image>) {
+        fn plain(image: &Option<Image>) -> Option<&dyn Any> {
+            image.as_deref().map(|i| i as &dyn Any)
+        }
+        derived.iter_mut().for_each(|d| d.changed(self.kind, plain(from), plain(to)));
+    }
+
     /// The record before and after, if it is an `R`.
     pub fn of<R: Record>(&self) -> Option<(Option<&R>, Option<&R>)> {
         (self.kind == R::KIND).then(|| {
@@ -70,10 +102,18 @@ pub struct Entry {
 #[derive(Deserialize)]
 pub struct Written {
     pub time: i64,
+    /// 32 hexadecimal digits.
     pub seed: String,
     pub cause: Cause,
     /// Kind, key and after-image; no image where the record was deleted.
-    pub changes: Vec<(String, String, Option<Value>)>,
+    pub changes: Vec<(String, String, Option<Box<RawValue>>)>,
+}
+
+impl Written {
+    /// Errors: `Internal` when the entry cannot be read.
+    pub fn read(body: &[u8]) -> Result<Written> {
+        serde_json::from_slice(body).map_err(|e| Error::internal("a log entry cannot be read").because(e))
+    }
 }
 
 /// The JSON of an entry, and where in it each change's after-image stands.
@@ -89,6 +129,54 @@ impl Encoded {
     }
 }
 
+/// Writes the JSON of an entry (`Written`), change by change.
+pub(crate) struct Encoder {
+    body: Vec<u8>,
+    images: Vec<Option<Range<usize>>>,
+}
+
+impl Encoder {
+    pub fn begin(time: Timestamp, seed: u128, cause: &Cause) -> Result<Encoder> {
+        let mut body = format!("{{\"time\":{},\"seed\":\"{seed:032x}\",\"cause\":", time.0).into_bytes();
+        json(&mut body, cause)?;
+        body.extend_from_slice(b",\"changes\":[");
+        Ok(Encoder { body, images: Vec::new() })
+    }
+
+    /// `image` appends the after-image; none is a deletion.
+    pub fn push(
+        &mut self,
+        kind: &str,
+        key: &str,
+        image: Option<impl FnOnce(&mut Vec<u8>) -> Result<()>>,
+    ) -> Result<()> {
+        let body = &mut self.body;
+        body.extend_from_slice(if self.images.is_empty() { b"[" } else { b",[" });
+        json(body, kind)?;
+        body.push(b',');
+        json(body, key)?;
+        body.push(b',');
+        let from = body.len();
+        self.images.push(match image {
+            Some(write) => {
+                write(body)?;
+                Some(from..body.len())
+            }
+            None => {
+                body.extend_from_slice(b"null");
+                None
+            }
+        });
+        body.push(b']');
+        Ok(())
+    }
+
+    pub fn end(mut self) -> Encoded {
+        self.body.extend_from_slice(b"]}");
+        Encoded { body: self.body, images: self.images }
+    }
+}
+
 impl Entry {
     /// The entry's JSON (`Written`), with the unknown fields that a newer version wrote.
     pub(crate) fn encode(
@@ -96,41 +184,17 @@ impl Entry {
         schema: &Schema,
         unknown: impl Fn(usize, &str) -> Option<Arc<Value>>,
     ) -> Result<Encoded> {
-        let mut body = Vec::with_capacity(512 * self.changes.len());
-        let mut images = Vec::with_capacity(self.changes.len());
-        let head = format!("{{\"time\":{},\"seed\":\"{:032x}\",\"cause\":", self.time.0, self.seed);
-        body.extend_from_slice(head.as_bytes());
-        json(&mut body, &self.cause)?;
-        body.extend_from_slice(b",\"changes\":");
-        for (n, change) in self.changes.iter().enumerate() {
-            body.extend_from_slice(if n == 0 { b"[[" } else { b",[" });
-            json(&mut body, change.kind)?;
-            body.push(b',');
-            json(&mut body, &*change.key)?;
-            body.push(b',');
-            let from = body.len();
-            match &change.after {
-                Some(image) => {
-                    let kind = &schema.kinds[change.slot];
-                    match unknown(change.slot, &change.key) {
-                        None => (kind.encode)(&**image, &mut body)?,
-                        Some(rest) => {
-                            let mut value = (kind.value)(&**image)?;
-                            crate::state::rejoin(&mut value, &rest);
-                            json(&mut body, &value)?;
-                        }
-                    }
-                    images.push(Some(from..body.len()));
+        let mut encoder = Encoder::begin(self.time, self.seed, &self.cause)?;
+        for change in &self.changes {
+            let render = change.after.as_ref().map(|image| {
+                |body: &mut Vec<u8>| {
+                    let unknown = unknown(change.slot, &change.key);
+                    schema.kinds[change.slot].render(&**image, unknown.as_deref(), body)
                 }
-                None => {
-                    body.extend_from_slice(b"null");
-                    images.push(None);
-                }
-            }
-            body.push(b']');
+            });
+            encoder.push(change.kind, &change.key, render)?;
         }
-        body.extend_from_slice(if self.changes.is_empty() { b"[]}" } else { b"]}" });
-        Ok(Encoded { body, images })
+        Ok(encoder.end())
     }
 }
 

@@ -6,6 +6,7 @@ use base::id::ProjectId;
 use base::{Error, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::fmt;
@@ -45,10 +46,26 @@ pub(crate) type Image = Arc<dyn Any + Send + Sync>;
 pub(crate) struct KindInfo {
     pub name: &'static str,
     /// Appends the JSON.
-    pub encode: fn(&(dyn Any + Send + Sync), &mut Vec<u8>) -> Result<()>,
-    pub value: fn(&(dyn Any + Send + Sync)) -> Result<serde_json::Value>,
+    encode: fn(&(dyn Any + Send + Sync), &mut Vec<u8>) -> Result<()>,
+    value: fn(&(dyn Any + Send + Sync)) -> Result<Value>,
     pub same: fn(&(dyn Any + Send + Sync), &(dyn Any + Send + Sync)) -> bool,
     pub empty: fn() -> Arc<dyn AnyTable>,
+}
+
+impl KindInfo {
+    /// Appends the JSON of a record, with the fields that a newer version wrote beside those that this one knows.
+    pub fn render(
+        &self,
+        record: &(dyn Any + Send + Sync),
+        unknown: Option<&Value>,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
+        let Some(rest) = unknown else { return (self.encode)(record, out) };
+        let mut value = (self.value)(record)?;
+        crate::state::rejoin(&mut value, rest);
+        serde_json::to_writer(out, &value)
+            .map_err(|e| Error::internal(format!("a {} cannot be written", self.name)).because(e))
+    }
 }
 
 /// All kinds of a cell, each with its slot.

@@ -1,14 +1,18 @@
 //! Tables and indexes: ordered persistent maps, so that a snapshot is a pointer and a reader never waits.
 
 use crate::index::{Index, IndexKey, IndexPart};
-use crate::log::Revision;
-use crate::record::{Image, Record, Schema};
+use crate::log::{Change, Revision};
+use crate::record::{Derived, Image, Record, Schema};
 use crate::tx::Broken;
 use base::id::ProjectId;
 use base::{Error, Result, Timestamp};
 use imbl::{OrdMap, OrdSet};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -126,16 +130,112 @@ impl State {
     }
 
     /// Puts an image as it stands in the engine. Used while loading.
-    pub(crate) fn load(&mut self, slot: usize, body: &[u8]) -> Result<()> {
-        let schema = self.schema.clone();
-        let (record, amounts) = self.table_mut(slot).load(body).map_err(|e| {
+    pub(crate) fn load(&mut self, slot: usize, body: &[u8]) -> Result<Image> {
+        let (schema, revision) = (self.schema.clone(), self.revision);
+        let (record, amounts) = self.table_mut(slot).load(body, revision).map_err(|e| {
             Error::internal(format!("a stored {} cannot be read", schema.kinds[slot].name)).because(e)
         })?;
-        drop(record);
+        self.tally_all(amounts, 1);
+        Ok(record)
+    }
+
+    fn unload(&mut self, slot: usize, key: &str) -> Option<Image> {
+        let revision = self.revision;
+        let (record, amounts) = self.table_mut(slot).unload(key, revision)?;
+        self.tally_all(amounts, -1);
+        Some(record)
+    }
+
+    fn tally_all(&mut self, amounts: Amounts, sign: i64) {
         for (project, resource, n) in amounts {
-            *self.sums.entry((project, resource)).or_insert(0) += n;
+            *self.sums.entry((project, resource)).or_insert(0) += sign * n;
         }
-        Ok(())
+    }
+
+    /// Follows a transaction of the log: kinds, keys and after-images. Kinds of a newer version are let be.
+    pub(crate) fn apply(
+        &mut self,
+        changes: &[(String, String, Option<Box<RawValue>>)],
+    ) -> Result<Vec<Change>> {
+        let known = changes.iter().filter_map(|(kind, key, image)| {
+            let slot = self.schema.slot_named(kind)?;
+            let kind = self.schema.kinds[slot].name;
+            let change = Change { slot, kind, key: key.as_str().into(), before: None, after: None };
+            Some((change, image.as_deref()))
+        });
+        let mut known: Vec<_> = known.collect();
+        // All go before any comes: what a unique index held may have moved from one to another.
+        for (change, _) in &mut known {
+            change.before = self.unload(change.slot, &change.key);
+        }
+        for (change, image) in &mut known {
+            change.after = image.map(|image| self.load(change.slot, image.get().as_bytes())).transpose()?;
+        }
+        Ok(known.into_iter().map(|(change, _)| change).collect())
+    }
+
+    /// Hands every record to derived state that starts from nothing.
+    pub(crate) fn derive(&self) -> Vec<Box<dyn Derived>> {
+        let mut derived: Vec<_> = self.schema.derived.iter().map(|make| make()).collect();
+        for (kind, table) in self.schema.kinds.iter().zip(&self.tables) {
+            table.each(&mut |_, record| {
+                derived.iter_mut().for_each(|d| d.changed(kind.name, None, Some(record)));
+            });
+        }
+        derived
+    }
+
+    /// How many records there are of each kind and a sum over them, whatever order they came in: two planes that have
+    /// the same records at a revision have the same digests. Runs under the cell's cipher.
+    pub(crate) fn digests(&self) -> Result<BTreeMap<&'static str, Digest>> {
+        let mut digests = BTreeMap::new();
+        for (slot, (kind, table)) in self.schema.kinds.iter().zip(&self.tables).enumerate() {
+            let (mut digest, mut failed) = (Digest::default(), Ok(()));
+            table.each(&mut |key, record| {
+                if failed.is_ok() {
+                    failed = self.image(slot, key, record).map(|image| digest.add(key, &image));
+                }
+            });
+            failed?;
+            digests.insert(kind.name, digest);
+        }
+        Ok(digests)
+    }
+
+    /// A record as it stands in the engine, with what a newer version wrote beside it.
+    fn image(&self, slot: usize, key: &str, record: &(dyn Any + Send + Sync)) -> Result<Vec<u8>> {
+        let mut out = Vec::new();
+        self.schema.kinds[slot].render(record, self.tables[slot].unknown(key).as_deref(), &mut out)?;
+        Ok(out)
+    }
+}
+
+/// A sum over the records of a kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Digest {
+    pub records: u64,
+    /// Of the hashes of key and image, so that order does not matter.
+    #[serde(with = "hex")]
+    pub sum: u128,
+}
+
+impl Digest {
+    pub fn add(&mut self, key: &str, image: &[u8]) {
+        let hash = Sha256::new().chain_update(key).chain_update([0]).chain_update(image).finalize();
+        let hash = u128::from_be_bytes(hash[..16].try_into().expect("a SHA-256 has 32 bytes"));
+        (self.records, self.sum) = (self.records + 1, self.sum.wrapping_add(hash));
+    }
+}
+
+mod hex {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(n: &u128, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&format!("{n:032x}"))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u128, D::Error> {
+        u128::from_str_radix(&String::deserialize(from)?, 16).map_err(D::Error::custom)
     }
 }
 
@@ -226,10 +326,11 @@ pub(crate) trait AnyTable: Send + Sync {
     fn as_any(&self) -> &dyn Any;
     fn as_any_mut(&mut self) -> &mut dyn Any;
     fn cloned(&self) -> Arc<dyn AnyTable>;
-    fn load(&mut self, body: &[u8]) -> Result<(Image, Amounts)>;
+    fn load(&mut self, body: &[u8], at: Revision) -> Result<(Image, Amounts)>;
+    fn unload(&mut self, key: &str, at: Revision) -> Option<(Image, Amounts)>;
     /// The fields of `key` that this version does not know.
     fn unknown(&self, key: &str) -> Option<Arc<Value>>;
-    fn each(&self, f: &mut dyn FnMut(&(dyn Any + Send + Sync)));
+    fn each(&self, f: &mut dyn FnMut(&str, &(dyn Any + Send + Sync)));
 }
 
 impl<R: Record> AnyTable for Table<R> {
@@ -245,7 +346,8 @@ impl<R: Record> AnyTable for Table<R> {
         Arc::new(self.clone())
     }
 
-    fn load(&mut self, body: &[u8]) -> Result<(Image, Amounts)> {
+    fn load(&mut self, body: &[u8], at: Revision) -> Result<(Image, Amounts)> {
+        self.changed = at;
         let bad = |e: serde_json::Error| Error::internal("its fields do not fit").because(e);
         let record: Arc<R> = Arc::new(serde_json::from_slice(body).map_err(bad)?);
         self.put(record.clone()).map_err(|b| {
@@ -264,9 +366,15 @@ impl<R: Record> AnyTable for Table<R> {
             let row = self.rows.get_mut(&record.key()).expect("it was put just now");
             row.unknown = Some(Arc::new(rest));
         }
-        let mut amounts = Vec::new();
-        record.amounts(&mut |project, resource, n| amounts.push((project, resource, n)));
+        let amounts = amounts(&*record);
         Ok((record, amounts))
+    }
+
+    fn unload(&mut self, key: &str, at: Revision) -> Option<(Image, Amounts)> {
+        let record = self.remove(&key.parse().ok()?)?;
+        self.changed = at;
+        let amounts = amounts(&*record);
+        Some((record, amounts))
     }
 
     fn unknown(&self, key: &str) -> Option<Arc<Value>> {
@@ -274,9 +382,15 @@ impl<R: Record> AnyTable for Table<R> {
         self.rows.get(&key)?.unknown.clone()
     }
 
-    fn each(&self, f: &mut dyn FnMut(&(dyn Any + Send + Sync))) {
-        self.rows.values().for_each(|row| f(&*row.record));
+    fn each(&self, f: &mut dyn FnMut(&str, &(dyn Any + Send + Sync))) {
+        self.rows.iter().for_each(|(key, row)| f(&key.to_string(), &*row.record));
     }
+}
+
+fn amounts<R: Record>(record: &R) -> Amounts {
+    let mut amounts = Vec::new();
+    record.amounts(&mut |project, resource, n| amounts.push((project, resource, n)));
+    amounts
 }
 
 /// The part of `raw` that `known` does not have, in objects at every level.

@@ -3,7 +3,6 @@
 //! It sees what it changed; it sees no clock and no random numbers but those stamped on it. Failing leaves no trace.
 
 use crate::log::{Change, Revision};
-use crate::record::Image;
 use crate::record::{Derived, Record};
 use crate::state::State;
 use base::{Error, Id, IdKind, Timestamp};
@@ -157,13 +156,7 @@ impl<'a> Tx<'a> {
     /// Takes back what derived state followed.
     pub(crate) fn abort(self) {
         for change in self.changes.iter().rev() {
-            for derived in self.derived.iter_mut() {
-                derived.changed(change.kind, plain(&change.after), plain(&change.before));
-            }
+            change.back(self.derived);
         }
     }
-}
-
-fn plain(image: &Option<Image>) -> Option<&dyn Any> {
-    image.as_deref().map(|i| i as &dyn Any)
 }

@@ -1,11 +1,15 @@
 //! Watchers resume by revision; one too far behind gets a snapshot instead.
 
+use crate::lane::Shared;
 use crate::log::{Entry, Revision};
 use crate::state::State;
 use arc_swap::ArcSwap;
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::watch;
+
+/// States remembered beside the newest.
+const STATES_MAX: usize = 1_024;
 
 /// What a watcher is told.
 pub enum News {
@@ -15,13 +19,49 @@ pub enum News {
     Snapshot(Arc<State>),
 }
 
-/// What the lane publishes, and where readers and watchers find it.
+/// What the lane or the follower publishes, and where readers and watchers find it.
 pub(crate) struct Published {
     state: ArcSwap<State>,
-    ring: Mutex<VecDeque<Arc<Entry>>>,
+    past: Mutex<Past>,
     ring_max: usize,
     revision: watch::Receiver<Revision>,
     sender: Mutex<Option<watch::Sender<Revision>>>,
+}
+
+/// What is remembered of the log.
+#[derive(Default)]
+struct Past {
+    ring: VecDeque<Arc<Entry>>,
+    /// The states that the last entries of the ring came upon.
+    before: VecDeque<State>,
+    /// Revisions by the mutation that made them.
+    done: HashMap<Box<str>, Vec<Revision>>,
+}
+
+impl Past {
+    fn push(&mut self, entry: Arc<Entry>, before: State, ring_max: usize) {
+        if !entry.cause.mutation.is_empty() {
+            self.done.entry(entry.cause.mutation.as_str().into()).or_default().push(entry.revision);
+        }
+        self.ring.push_back(entry);
+        self.before.push_back(before);
+        while self.ring.len() > ring_max {
+            let Some(gone) = self.ring.pop_front() else { break };
+            self.done.remove(gone.cause.mutation.as_str());
+        }
+        while self.before.len() > STATES_MAX.min(self.ring.len()) {
+            self.before.pop_front();
+        }
+    }
+
+    /// The entry, and the state it came upon while that is remembered.
+    fn at(&self, revision: Revision) -> Option<(Arc<Entry>, Option<State>)> {
+        let first = self.ring.front()?.revision;
+        let n = revision.checked_sub(first)? as usize;
+        let entry = self.ring.get(n)?.clone();
+        let skipped = self.ring.len() - self.before.len();
+        Some((entry, n.checked_sub(skipped).and_then(|n| self.before.get(n)).cloned()))
+    }
 }
 
 impl Published {
@@ -29,7 +69,7 @@ impl Published {
         let (sender, revision) = watch::channel(state.revision);
         Published {
             state: ArcSwap::from_pointee(state),
-            ring: Mutex::default(),
+            past: Mutex::default(),
             ring_max,
             revision,
             sender: Mutex::new(Some(sender)),
@@ -45,14 +85,50 @@ impl Published {
         self.state.load_full()
     }
 
-    pub fn publish(&self, state: State, entries: Vec<Arc<Entry>>) {
+    /// Entries, each with the state that it came upon.
+    pub fn publish(&self, state: State, entries: Vec<(Arc<Entry>, State)>) {
         let revision = state.revision;
         self.state.store(Arc::new(state));
-        let mut ring = self.ring.lock().expect("no holder panics");
-        ring.extend(entries);
-        let excess = ring.len().saturating_sub(self.ring_max);
-        ring.drain(..excess);
-        drop(ring);
+        let mut past = self.past();
+        entries.into_iter().for_each(|(entry, before)| past.push(entry, before, self.ring_max));
+        drop(past);
+        self.tell(revision);
+    }
+
+    /// A state that the entries before do not lead to: watchers start over from it.
+    pub fn restart(&self, state: State) {
+        let revision = state.revision;
+        self.state.store(Arc::new(state));
+        *self.past() = Past::default();
+        self.tell(revision);
+    }
+
+    /// Notes who did what before this process came: they are not to be done again.
+    pub fn done_before(&self, mutation: &str, revision: Revision) {
+        self.past().done.entry(mutation.into()).or_default().push(revision);
+    }
+
+    /// What was done for a mutation, in order. An entry is missing when only its revision is remembered.
+    pub fn done(&self, mutation: &str) -> Vec<Option<(Arc<Entry>, State)>> {
+        let past = self.past();
+        let revisions = past.done.get(mutation).into_iter().flatten();
+        revisions.map(|r| past.at(*r).and_then(|(entry, before)| Some((entry, before?)))).collect()
+    }
+
+    /// The state at a revision, while it is remembered.
+    pub fn state_at(&self, revision: Revision) -> Option<State> {
+        let state = self.state();
+        match state.revision == revision {
+            true => Some(State::clone(&state)),
+            false => self.past().at(revision + 1).and_then(|(_, before)| before),
+        }
+    }
+
+    fn past(&self) -> MutexGuard<'_, Past> {
+        self.past.lock().expect("no holder panics")
+    }
+
+    fn tell(&self, revision: Revision) {
         if let Some(sender) = &*self.sender.lock().expect("no holder panics") {
             sender.send_replace(revision);
         }
@@ -60,26 +136,26 @@ impl Published {
 
     /// The entries after `after`; none when the ring no longer reaches back that far.
     fn since(&self, after: Revision) -> Option<Vec<Arc<Entry>>> {
-        let ring = self.ring.lock().expect("no holder panics");
-        let first = ring.front()?.revision;
+        let past = self.past();
+        let first = past.ring.front()?.revision;
         if after + 1 < first {
             return None;
         }
-        Some(ring.iter().skip((after + 1 - first) as usize).cloned().collect())
+        Some(past.ring.iter().skip((after + 1 - first) as usize).cloned().collect())
     }
 }
 
 /// A position in the log.
 pub struct Watch {
-    published: Arc<Published>,
+    shared: Arc<Shared>,
     revision: watch::Receiver<Revision>,
     at: Revision,
 }
 
 impl Watch {
-    pub(crate) fn new(published: Arc<Published>, at: Revision) -> Watch {
-        let revision = published.revision.clone();
-        Watch { published, revision, at }
+    pub(crate) fn new(shared: Arc<Shared>, at: Revision) -> Watch {
+        let revision = shared.published.revision.clone();
+        Watch { shared, revision, at }
     }
 
     /// The revision that the watcher has seen.
@@ -91,13 +167,13 @@ impl Watch {
     pub async fn next(&mut self) -> Option<News> {
         let at = self.at;
         let now = *self.revision.wait_for(|r| *r > at).await.ok()?;
-        match self.published.since(self.at) {
+        match self.shared.published.since(self.at) {
             Some(entries) => {
                 self.at = entries.last().map_or(now, |e| e.revision);
                 Some(News::Entries(entries))
             }
             None => {
-                let state = self.published.state();
+                let state = self.shared.published.state();
                 self.at = state.revision;
                 Some(News::Snapshot(state))
             }

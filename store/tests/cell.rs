@@ -48,10 +48,14 @@ impl Derived for Total {
 }
 
 fn open(dir: &std::path::Path) -> Cell {
-    let engine = Sqlite::open(&dir.join("state.db")).unwrap();
-    let cipher = store::cipher::CellKey::open(&dir.join("cell.key")).unwrap();
+    try_open(dir).unwrap()
+}
+
+fn try_open(dir: &std::path::Path) -> Result<Cell, Error> {
+    let engine = Sqlite::open(&dir.join("state.db"))?;
+    let cipher = store::cipher::CellKey::open(&dir.join("cell.key"))?;
     let schema = Schema::default().record::<Thing>().derived::<Total>();
-    Cell::open(Box::new(engine), schema, cipher, Options::default()).unwrap()
+    Cell::open(Box::new(engine), schema, cipher, Options::default())
 }
 
 async fn create(cell: &Cell, name: &str, size: i64) -> Result<Id<Thing>, Error> {
@@ -153,8 +157,8 @@ async fn a_second_process_and_a_newer_file_are_refused_in_a_sentence() {
     let dir = tempfile::tempdir().unwrap();
     let cell = open(dir.path());
     create(&cell, "one", 1).await.unwrap();
-    let second = Sqlite::open(&dir.path().join("state.db")).err().unwrap();
-    assert!(second.message().contains("in use by another process"), "{second}");
+    let second = try_open(dir.path()).err().unwrap();
+    assert!(second.message().contains("owned by another process"), "{second}");
     cell.close();
     let db = rusqlite::Connection::open(dir.path().join("state.db")).unwrap();
     db.execute("UPDATE meta SET value=99 WHERE name='format'", []).unwrap();

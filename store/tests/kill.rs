@@ -15,9 +15,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use store::engine::Engine;
-use store::engine::sqlite::{Sqlite, read_entry};
-use store::{Cause, Cell, Index, IndexPart, Options, Record, Schema, Tx};
+use store::engine::sqlite::Sqlite;
+use store::engine::{Engine, Logged, Tail};
+use store::{Cause, Cell, Index, IndexPart, Options, Record, Schema, Tx, Written};
 
 const ROUNDS: u64 = 120;
 const CLIENTS: u64 = 6;
@@ -126,19 +126,21 @@ fn check(dir: &Path, answered: &[Answered]) -> Result<(), String> {
     }
     let file = copy.path().join("state.db");
     let mut engine = Sqlite::open(&file).map_err(|e| e.chain())?;
-    let log = engine.tail(0, usize::MAX >> 1).map_err(|e| e.chain())?;
+    let Tail::Entries(log) = engine.tail(0, usize::MAX >> 1).map_err(|e| e.chain())? else {
+        return Err("the log was trimmed".into());
+    };
     let mut images = BTreeMap::new();
     let mut causes = Vec::new();
-    for (n, (revision, body)) in log.iter().enumerate() {
+    for (n, Logged { revision, body, .. }) in log.iter().enumerate() {
         if *revision != n as u64 + 1 {
             return Err(format!("revision {revision} follows {n}"));
         }
-        let entry = read_entry(body).map_err(|e| e.chain())?;
+        let entry = Written::read(body).map_err(|e| e.chain())?;
         let written = entry.changes.iter().filter(|(.., image)| image.is_some()).count() as u64;
         for (_, key, image) in entry.changes {
             match image {
                 Some(image) => {
-                    let item: Item = serde_json::from_str(&image.to_string()).unwrap();
+                    let item: Item = serde_json::from_str(image.get()).unwrap();
                     if item.of != written || item.by != entry.cause.id {
                         return Err(format!("entry {revision} holds {written} of {item:?}"));
                     }

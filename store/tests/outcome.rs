@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use store::engine::sqlite::Sqlite;
-use store::engine::{Append, Batch, Head};
+use store::engine::{Append, Batch, Each, Head, Tail};
 use store::lease::{LEASE_MS, MARGIN_MS, Sign};
 use store::{BATCH_MAX, Cause, Cell, Engine, Options, Record, Revision, Schema, Steps};
 
@@ -43,6 +43,13 @@ enum Fault {
     TakenOver,
     /// The engine goes back to nothing.
     DataLost,
+    /// Its disk is full.
+    NoRoom,
+}
+
+fn take(engine: &mut Sqlite) {
+    let seen = engine.sign().unwrap().epoch;
+    engine.take("another", seen).unwrap().unwrap();
 }
 
 struct Wire {
@@ -51,8 +58,12 @@ struct Wire {
 }
 
 impl Engine for Wire {
-    fn load(&mut self, each: &mut dyn FnMut(&str, &[u8]) -> Result<()>) -> Result<Head> {
-        self.engine.load(each)
+    fn images(&mut self, each: Each) -> Result<Head> {
+        self.engine.images(each)
+    }
+
+    fn take(&mut self, owner: &str, seen: u64) -> Result<Option<Head>> {
+        self.engine.take(owner, seen)
     }
 
     fn append(&mut self, batch: &Batch) -> Append {
@@ -65,13 +76,14 @@ impl Engine for Wire {
             }
             Some(Fault::RequestLost) => Append::Unknown("the request was lost".into()),
             Some(Fault::TakenOver) => {
-                self.engine.load(&mut |_, _| Ok(())).unwrap();
+                take(&mut self.engine);
                 self.engine.append(batch)
             }
+            Some(Fault::NoRoom) => Append::NoRoom("the disk is full".into()),
             Some(Fault::DataLost) => {
                 let db = rusqlite::Connection::open_in_memory().unwrap();
                 self.engine = Sqlite::over(db, "FULL").unwrap();
-                self.engine.load(&mut |_, _| Ok(())).unwrap();
+                take(&mut self.engine);
                 self.engine.append(batch)
             }
         }
@@ -88,7 +100,11 @@ impl Engine for Wire {
         self.engine.sign()
     }
 
-    fn tail(&mut self, after: Revision, limit: usize) -> Result<Vec<(Revision, Vec<u8>)>> {
+    fn release(&mut self, epoch: u64) -> Result<bool> {
+        self.engine.release(epoch)
+    }
+
+    fn tail(&mut self, after: Revision, limit: usize) -> Result<Tail> {
         self.engine.tail(after, limit)
     }
 }
@@ -229,7 +245,7 @@ fn an_owner_with_an_old_epoch_changes_nothing_and_stops() {
     assert!(cell.owns().is_err(), "lost is lost");
     let mut late = Asked::write(&cell, "late");
     settle(&mut steps);
-    assert!(late.answer().unwrap().unwrap_err().message().contains("no longer owns"));
+    assert!(late.answer().unwrap().unwrap_err().message().contains("does not own"));
     assert_eq!(steps.sign().unwrap().revision, 0);
 }
 
@@ -252,8 +268,12 @@ fn an_engine_behind_what_was_answered_stops_the_owner() {
 struct Gate(Wire, std::sync::mpsc::Receiver<()>);
 
 impl Engine for Gate {
-    fn load(&mut self, each: &mut dyn FnMut(&str, &[u8]) -> Result<()>) -> Result<Head> {
-        self.0.load(each)
+    fn images(&mut self, each: Each) -> Result<Head> {
+        self.0.images(each)
+    }
+
+    fn take(&mut self, owner: &str, seen: u64) -> Result<Option<Head>> {
+        self.0.take(owner, seen)
     }
 
     fn append(&mut self, batch: &Batch) -> Append {
@@ -270,11 +290,11 @@ impl Engine for Gate {
         self.0.sign()
     }
 
-    fn alone(&self) -> bool {
-        true
+    fn release(&mut self, epoch: u64) -> Result<bool> {
+        self.0.release(epoch)
     }
 
-    fn tail(&mut self, after: Revision, limit: usize) -> Result<Vec<(Revision, Vec<u8>)>> {
+    fn tail(&mut self, after: Revision, limit: usize) -> Result<Tail> {
         self.0.tail(after, limit)
     }
 }
@@ -284,7 +304,8 @@ async fn more_than_a_batch_may_wait_for_a_slow_engine() {
     let (open, gate) = std::sync::mpsc::channel();
     let db = rusqlite::Connection::open_in_memory().unwrap();
     let wire = Wire { engine: Sqlite::over(db, "FULL").unwrap(), faults: Arc::default() };
-    let cell = Cell::open(Box::new(Gate(wire, gate)), schema(), key(), Options::default()).unwrap();
+    let options = Options { monotonic: || Duration::ZERO, ..Options::default() };
+    let cell = Cell::open(Box::new(Gate(wire, gate)), schema(), key(), options).unwrap();
     let mut asked: Vec<_> = (0..3 * BATCH_MAX).map(|n| Asked::write(&cell, &n.to_string())).collect();
     drop(open);
     for asked in &mut asked {
@@ -307,4 +328,26 @@ async fn threads_append_again_and_tell_watchers_of_the_end() {
     cell.close();
     assert!(watch.next().await.is_some());
     assert!(watch.next().await.is_none());
+}
+
+#[test]
+fn a_full_disk_changes_nothing_and_ends_nothing() {
+    let (cell, mut steps, _) = cell(&[Fault::NoRoom]);
+    let mut one = Asked::write(&cell, "one");
+    steps.run_one();
+    assert!(steps.append());
+    // It ran upon what is taken back.
+    let mut two = Asked::write(&cell, "two");
+    steps.run_one();
+    assert!(steps.appended());
+    for asked in [&mut one, &mut two] {
+        let error = asked.answer().unwrap().unwrap_err();
+        assert_eq!((error.kind(), error.message().contains("no room")), (Kind::Unavailable, true));
+    }
+    assert!(cell.owns().is_ok());
+    assert_eq!(cell.read().count::<Note>(), 0);
+    let mut three = Asked::write(&cell, "three");
+    settle(&mut steps);
+    assert_eq!(three.answer().unwrap().unwrap(), 1);
+    assert_eq!(steps.sign().unwrap().revision, 1);
 }

@@ -1,5 +1,6 @@
-//! A plane on another machine: the four questions of a `Link` over one HTTP/2 connection with TLS 1.3, the node's own
-//! certificate kept fresh, and the plane's questions answered.
+//! A plane in another process: the four questions of a `Link` over one HTTP/2 connection, and the plane's questions
+//! answered. To another machine it is TLS 1.3, with the node's own certificate kept fresh; on the same machine a socket
+//! that only the plane's user opens.
 //!
 //! A connection that is lost is made again with the next question; `agent` spaces those out. The plane is held to the
 //! certificate of its cell's authority and to nothing else: neither its address nor a public authority counts.
@@ -13,7 +14,7 @@ pub use credentials::Credentials;
 
 use crate::{ImageBytes, Link, Node};
 use base::join::{
-    ANSWERS, Answer, Ask, Certificate, DOCUMENT, HELLO, IMAGES, JOIN, Join, Joined, Outcome, QUESTIONS,
+    ANSWERS, Answer, Ask, Certificate, DOCUMENT, HELLO, IMAGES, JOIN, Join, Joined, NODE, Outcome, QUESTIONS,
     Question, RENEW, REPORT, Renew, Token,
 };
 use base::node::{DOCUMENT_WAIT_MAX, Generation, Patch};
@@ -30,10 +31,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 use tokio_util::io::StreamReader;
 use uuid::Uuid;
@@ -56,11 +58,25 @@ pub struct Remote {
 }
 
 struct Inner {
-    /// `HOST:PORT`
-    authority: String,
-    credentials: Mutex<Credentials>,
-    /// With the underlay address that it goes out from.
-    connection: tokio::sync::Mutex<Option<Sender>>,
+    way: Way,
+    connection: tokio::sync::Mutex<Option<Connection>>,
+}
+
+#[derive(Clone)]
+struct Connection {
+    sender: Sender,
+    /// The socket that it was made to, of a plane on this machine.
+    socket: Option<PathBuf>,
+}
+
+/// Where the active plane of this machine listens for its nodes, while there is one.
+type Near = Box<dyn Fn() -> Option<PathBuf> + Send + Sync>;
+
+enum Way {
+    /// On another machine, at `HOST:PORT`.
+    Far { authority: String, credentials: Mutex<Credentials> },
+    /// On this one; it is told the node's name.
+    Near { socket: Near, name: String },
 }
 
 /// What a node knows when it has joined.
@@ -84,7 +100,8 @@ pub async fn join(token: &Token, name: &str, credentials: &mut Credentials, stat
         id: credentials.id,
         request: credentials.request()?,
     };
-    let answer = send(&mut sender, &token.authority, Method::POST, JOIN, json(&join)?, ANSWER_MAX).await?;
+    let answer =
+        send(&mut sender, &token.authority, None, Method::POST, JOIN, json(&join)?, ANSWER_MAX).await?;
     let joined: Joined = read(answer, ANSWER_BYTES_MAX).await?;
     let unseen = || Error::internal("the plane showed no certificate of its authority");
     credentials.authority = Some(seen.lock().expect("no holder panics").clone().ok_or_else(unseen)?);
@@ -96,8 +113,16 @@ pub async fn join(token: &Token, name: &str, credentials: &mut Credentials, stat
 impl Remote {
     /// The plane at `authority`, for a node that has joined.
     pub fn new(authority: &str, credentials: Credentials) -> Remote {
-        let (credentials, connection) = (Mutex::new(credentials), tokio::sync::Mutex::default());
-        Remote { inner: Arc::new(Inner { authority: authority.into(), credentials, connection }) }
+        Remote::by(Way::Far { authority: authority.into(), credentials: Mutex::new(credentials) })
+    }
+
+    /// The plane of this machine, at the socket that `socket` gives: another one after each switch.
+    pub fn near(name: &str, socket: impl Fn() -> Option<PathBuf> + Send + Sync + 'static) -> Remote {
+        Remote::by(Way::Near { socket: Box::new(socket), name: name.into() })
+    }
+
+    fn by(way: Way) -> Remote {
+        Remote { inner: Arc::new(Inner { way, connection: tokio::sync::Mutex::default() }) }
     }
 
     /// The four questions, asked over this connection.
@@ -127,9 +152,13 @@ impl Remote {
     /// Renews the certificate and answers the plane's questions, for ever. `state` has the credentials.
     pub async fn keep(&self, node: &Node, state: &Path) {
         let renewed = CertificateRenewed { plane: self.clone(), state: state.into() };
-        let answered = QuestionsAnswered { plane: self.clone(), node: node.clone() };
         let never = Notify::new();
-        tokio::join!(pass::run(renewed, &never), pass::run(answered, &never));
+        tokio::join!(pass::run(renewed, &never), self.answer(node));
+    }
+
+    /// Answers the plane's questions, for ever.
+    pub async fn answer(&self, node: &Node) {
+        pass::run(QuestionsAnswered { plane: self.clone(), node: node.clone() }, &Notify::new()).await;
     }
 
     async fn document(&self, after: Generation, wait: Duration) -> Result<Patch> {
@@ -156,31 +185,52 @@ impl Remote {
         limit: Duration,
     ) -> Result<Response<Incoming>> {
         let mut sender = self.sender().await?;
-        send(&mut sender, &self.inner.authority, method, path, body, limit).await
+        let (at, name) = match &self.inner.way {
+            Way::Far { authority, .. } => (authority.as_str(), None),
+            Way::Near { name, .. } => ("plane", Some(name.as_str())),
+        };
+        send(&mut sender, at, name, method, path, body, limit).await
     }
 
     /// The connection that is there, or another.
     async fn sender(&self) -> Result<Sender> {
         let mut connection = self.inner.connection.lock().await;
-        if let Some(sender) = connection.as_ref().filter(|sender| !sender.is_closed()) {
-            return Ok(sender.clone());
+        let socket = match &self.inner.way {
+            Way::Far { .. } => None,
+            Way::Near { socket, .. } => {
+                Some(socket().ok_or_else(|| Error::unavailable("no plane is active"))?)
+            }
+        };
+        if let Some(there) = connection.as_ref().filter(|c| !c.sender.is_closed() && c.socket == socket) {
+            return Ok(there.sender.clone());
         }
-        let config = tls::with_certificate(&self.inner.credentials.lock().expect("no holder panics"))?;
-        let (sender, _) = connect(&self.inner.authority, config).await?;
-        *connection = Some(sender.clone());
+        let sender = match (&self.inner.way, &socket) {
+            (Way::Near { .. }, Some(socket)) => connect_near(socket).await?,
+            (Way::Near { .. }, None) => return Err(Error::unavailable("no plane is active")),
+            (Way::Far { authority, credentials }, _) => {
+                let config = tls::with_certificate(&credentials.lock().expect("no holder panics"))?;
+                connect(authority, config).await?.0
+            }
+        };
+        *connection = Some(Connection { sender: sender.clone(), socket });
         Ok(sender)
     }
 
-    fn certificate(&self) -> Option<Certificate> {
-        self.inner.credentials.lock().expect("no holder panics").certificate.clone()
+    /// A plane on this machine asks for none.
+    fn credentials(&self) -> Option<MutexGuard<'_, Credentials>> {
+        match &self.inner.way {
+            Way::Far { credentials, .. } => Some(credentials.lock().expect("no holder panics")),
+            Way::Near { .. } => None,
+        }
     }
 
     async fn renew(&self, state: &Path) -> Result<Certificate> {
-        let request = self.inner.credentials.lock().expect("no holder panics").request()?;
+        let none = || Error::internal("a node of this machine has no certificate");
+        let request = self.credentials().ok_or_else(none)?.request()?;
         let answer = self.ask(Method::POST, RENEW, json(&Renew { request })?, ANSWER_MAX).await?;
         let certificate: Certificate = read(answer, ANSWER_BYTES_MAX).await?;
         {
-            let mut credentials = self.inner.credentials.lock().expect("no holder panics");
+            let mut credentials = self.credentials().ok_or_else(none)?;
             credentials.certificate = Some(certificate.clone());
             credentials.write(state)?;
         }
@@ -200,7 +250,8 @@ impl Pass for CertificateRenewed {
     const EVERY: Duration = Duration::from_secs(3600);
 
     async fn pass(&mut self) -> Result<Next> {
-        let Some(mut certificate) = self.plane.certificate() else { return Ok(Next::Usual) };
+        let certificate = self.plane.credentials().and_then(|c| c.certificate.clone());
+        let Some(mut certificate) = certificate else { return Ok(Next::Usual) };
         if certificate.renew <= Timestamp::wall().secs() {
             certificate = self.plane.renew(&self.state).await?;
         }
@@ -256,34 +307,52 @@ async fn connect(authority: &str, config: Arc<ClientConfig>) -> Result<(Sender, 
         let _ = socket.set_nodelay(true);
         let from = socket.local_addr()?;
         let stream = tls::handshake(config, socket, authority).await?;
-        let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .keep_alive_interval(PING_EVERY)
-            .keep_alive_timeout(PING_MAX)
-            .keep_alive_while_idle(true)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|e| away().because(e))?;
-        // It ends with the last sender; what goes wrong comes out of the requests, too.
-        tokio::spawn(async move { drop(connection.await) });
+        let sender = http2(stream).await.map_err(|e| away().because(e))?;
         Ok((sender, from))
     };
     tokio::time::timeout(CONNECT_MAX, connecting).await.map_err(|e| away().because(e))?
+}
+
+async fn connect_near(socket: &Path) -> Result<Sender> {
+    let away = || Error::unavailable(format!("no plane answers at {}", socket.display()));
+    let connecting = async {
+        let stream = UnixStream::connect(socket).await.map_err(|e| away().because(e))?;
+        http2(stream).await.map_err(|e| away().because(e))
+    };
+    tokio::time::timeout(CONNECT_MAX, connecting).await.map_err(|e| away().because(e))?
+}
+
+async fn http2(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Sender, hyper::Error> {
+    let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_MAX)
+        .keep_alive_while_idle(true)
+        .handshake(TokioIo::new(stream))
+        .await?;
+    // It ends with the last sender; what goes wrong comes out of the requests, too.
+    tokio::spawn(async move { drop(connection.await) });
+    Ok(sender)
 }
 
 /// One request; an answer that is no success is an error in the plane's words.
 async fn send(
     sender: &mut Sender,
     authority: &str,
+    name: Option<&str>,
     method: Method,
     path: &str,
     body: Bytes,
     limit: Duration,
 ) -> Result<Response<Incoming>> {
-    let request = Request::builder()
+    let mut request = Request::builder()
         .method(method)
         .uri(format!("https://{authority}{path}"))
-        .header("content-type", "application/json")
+        .header("content-type", "application/json");
+    if let Some(name) = name {
+        request = request.header(NODE, name);
+    }
+    let request = request
         .body(Full::new(body))
         .map_err(|e| Error::internal(format!("{path} is no path")).because(e))?;
     let late = |e| Error::unavailable("the plane does not answer").because(e);

@@ -1,15 +1,18 @@
-//! SQLite in WAL mode with `synchronous=FULL`: the embedded engine, one process on one machine.
+//! SQLite in WAL mode with `synchronous=FULL`: the embedded engine, the processes of one machine.
 //!
-//! Tables: `meta` (format; the head; the lease row: epoch and counter; the last batch), `image` (newest image of each
-//! record), `log`. The process that has the file open holds it exclusively, and a second one is told so in a sentence:
-//! so nobody takes over while it lives, and its lease needs no clock.
+//! Tables: `meta` (format; the head; the lease row: epoch, counter, owner, free; the last batch), `image` (newest image
+//! of each record), `log`. Beside the file stands `FILE-owner`, locked by the owner for as long as its process lives:
+//! when it is free a candidate need not wait for the lease to end.
 
-use super::{Append, Batch, Engine, Head};
+use super::{Append, Batch, Each, Engine, Head, Logged, Tail};
 use crate::lease::Sign;
-use crate::log::{Revision, Written};
+use crate::log::Revision;
 use base::{Error, Result, Timestamp};
 use rusqlite::{Connection, OptionalExtension, ffi, params};
-use std::path::Path;
+use rustix::fs::{FlockOperation, flock};
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The format this version writes. A larger one in the file is of a newer version.
@@ -18,25 +21,55 @@ pub const FORMAT: i64 = 1;
 const LOG_KEEP_MICROS: i64 = 3_600_000_000;
 /// Old entries that an append takes out beyond twice those that it adds.
 const TRIM_MORE: i64 = 64;
+/// Of the log, read at once.
+const TAIL_BYTES_MAX: usize = 8 << 20;
+/// A write waits this long for another process's, which is never longer than one batch.
+const BUSY_MAX: Duration = Duration::from_millis(500);
 
 pub struct Sqlite {
     db: Connection,
     synchronous: String,
+    owner: Ownership,
+}
+
+/// What stands for the owner's process.
+enum Ownership {
+    /// The connection has the file for itself.
+    Sole,
+    Lock {
+        file: File,
+        held: bool,
+    },
 }
 
 impl Sqlite {
-    /// Opens or makes the file.
+    /// Opens or makes the file. Several processes may; one of them owns the cell.
     ///
-    /// Errors: `Conflict` when another process has it open or a newer version wrote it.
+    /// Errors: `Conflict` when a newer version wrote it, or one that has it for itself.
     pub fn open(path: &Path) -> Result<Sqlite> {
-        Sqlite::over(Connection::open(path).map_err(|e| named(path, e))?, "FULL").map_err(|e| at(path, e))
+        let lock = || -> std::io::Result<Ownership> {
+            let mut beside = path.as_os_str().to_owned();
+            beside.push("-owner");
+            let options = File::options().create(true).append(true).mode(0o600).open(PathBuf::from(beside));
+            Ok(Ownership::Lock { file: options?, held: false })
+        };
+        let opened = || {
+            let db = Connection::open(path).map_err(sql)?;
+            Sqlite::with(db, "NORMAL", "FULL", lock()?)
+        };
+        opened().map_err(|e| at(path, e))
     }
 
-    /// Opens over a connection that the caller made, with SQLite's `synchronous` setting: for tests of durability.
+    /// Opens over a connection that the caller made and nobody shares, with SQLite's `synchronous` setting: for tests
+    /// of durability.
     pub fn over(db: Connection, synchronous: &str) -> Result<Sqlite> {
-        db.busy_timeout(Duration::from_millis(500)).map_err(sql)?;
+        Sqlite::with(db, "EXCLUSIVE", synchronous, Ownership::Sole)
+    }
+
+    fn with(db: Connection, locking: &str, synchronous: &str, owner: Ownership) -> Result<Sqlite> {
+        db.busy_timeout(BUSY_MAX).map_err(sql)?;
         db.execute_batch(&format!(
-            "PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL; PRAGMA synchronous={synchronous};
+            "PRAGMA locking_mode={locking}; PRAGMA journal_mode=WAL; PRAGMA synchronous={synchronous};
              PRAGMA wal_autocheckpoint=4000; PRAGMA cache_size=-32768;
              CREATE TABLE IF NOT EXISTS meta(name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
              CREATE TABLE IF NOT EXISTS image(kind TEXT NOT NULL, key TEXT NOT NULL, body BLOB NOT NULL,
@@ -45,7 +78,7 @@ impl Sqlite {
                                             at INTEGER NOT NULL, body BLOB NOT NULL);"
         ))
         .map_err(sql)?;
-        let mut engine = Sqlite { db, synchronous: synchronous.into() };
+        let mut engine = Sqlite { db, synchronous: synchronous.into(), owner };
         match engine.meta("format")? {
             None => engine.set_meta("format", FORMAT)?,
             Some(format) if format > FORMAT => {
@@ -61,6 +94,10 @@ impl Sqlite {
     fn meta(&self, name: &str) -> Result<Option<i64>> {
         let mut query = self.db.prepare_cached("SELECT value FROM meta WHERE name=?1").map_err(sql)?;
         query.query_row([name], |row| row.get(0)).optional().map_err(sql)
+    }
+
+    fn number(&self, name: &str) -> Result<u64> {
+        Ok(self.meta(name)?.unwrap_or(0) as u64)
     }
 
     fn set_meta(&mut self, name: &str, value: i64) -> Result<()> {
@@ -83,10 +120,12 @@ impl Sqlite {
         if epoch == batch.epoch as i64 && head == batch.last() as i64 && last == batch.id as i64 {
             return Ok(Append::Done);
         }
-        if epoch == batch.epoch as i64 && head < batch.previous as i64 {
+        if cfg!(feature = "break-fence") {
+            tx.prepare_cached("DELETE FROM log WHERE revision>?1")?.execute([batch.previous as i64])?;
+        } else if epoch == batch.epoch as i64 && head < batch.previous as i64 {
             return Ok(Append::Behind(head as Revision));
         }
-        if (epoch, head) != (batch.epoch as i64, batch.previous as i64) {
+        if !cfg!(feature = "break-fence") && (epoch, head) != (batch.epoch as i64, batch.previous as i64) {
             return Ok(Append::Refused(format!(
                 "it is at epoch {epoch} revision {head}, the batch expects {} and {}",
                 batch.epoch, batch.previous
@@ -129,24 +168,36 @@ impl Sqlite {
 }
 
 impl Engine for Sqlite {
-    fn load(&mut self, each: &mut dyn FnMut(&str, &[u8]) -> Result<()>) -> Result<Head> {
-        let epoch = self.meta("epoch")?.unwrap_or(0) + 1;
-        let revision = self.meta("revision")?.unwrap_or(0);
-        let time = self.meta("time")?.unwrap_or(0);
-        let batch = self.meta("batch")?.unwrap_or(0);
-        let head =
-            [("epoch", epoch), ("counter", 0), ("revision", revision), ("time", time), ("batch", batch)];
-        for (name, value) in head {
-            self.set_meta(name, value)?;
+    fn images(&mut self, each: Each) -> Result<Head> {
+        self.read(|engine| {
+            let mut query = engine.db.prepare("SELECT kind, key, body FROM image").map_err(sql)?;
+            let mut rows = query.query([]).map_err(sql)?;
+            while let Some(row) = rows.next().map_err(sql)? {
+                let text = |n| row.get_ref(n).map_err(sql)?.as_str().map_err(|e| sql(e.into()));
+                let body = row.get_ref(2).map_err(sql)?.as_blob().map_err(|e| sql(e.into()))?;
+                each(text(0)?, text(1)?, body)?;
+            }
+            engine.head()
+        })
+    }
+
+    fn take(&mut self, owner: &str, seen: u64) -> Result<Option<Head>> {
+        let tx = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).map_err(sql)?;
+        let epoch = tx.query_row("SELECT value FROM meta WHERE name='epoch'", [], |row| row.get::<_, i64>(0));
+        if epoch.optional().map_err(sql)?.unwrap_or(0) as u64 != seen {
+            return Ok(None);
         }
-        let mut query = self.db.prepare("SELECT kind, body FROM image").map_err(sql)?;
-        let mut rows = query.query([]).map_err(sql)?;
-        while let Some(row) = rows.next().map_err(sql)? {
-            let kind = row.get_ref(0).map_err(sql)?.as_str().map_err(|e| sql(e.into()))?;
-            let body = row.get_ref(1).map_err(sql)?.as_blob().map_err(|e| sql(e.into()))?;
-            each(kind, body)?;
+        let put = "INSERT INTO meta VALUES(?1,?2) ON CONFLICT(name) DO UPDATE SET value=?2";
+        for (name, value) in [("epoch", seen as i64 + 1), ("counter", 0), ("free", 0)] {
+            tx.execute(put, params![name, value]).map_err(sql)?;
         }
-        Ok(Head { epoch: epoch as u64, revision: revision as u64, time: Timestamp(time) })
+        tx.execute(put, params!["owner", owner]).map_err(sql)?;
+        for name in ["revision", "time", "batch"] {
+            tx.execute("INSERT INTO meta VALUES(?1,0) ON CONFLICT(name) DO NOTHING", [name]).map_err(sql)?;
+        }
+        tx.commit().map_err(sql)?;
+        self.lock();
+        Ok(Some(self.head()?))
     }
 
     fn append(&mut self, batch: &Batch) -> Append {
@@ -156,12 +207,14 @@ impl Engine for Sqlite {
             Some(e) if [ffi::SQLITE_IOERR_FSYNC, ffi::SQLITE_CORRUPT].contains(&e.extended_code) => {
                 Append::Refused(format!("SQLite: {error}"))
             }
+            Some(e) if e.code == ffi::ErrorCode::DiskFull => Append::NoRoom(format!("SQLite: {error}")),
             Some(_) | None => Append::Unknown(format!("SQLite: {error}")),
         })
     }
 
     /// Not synced: after a power cut nobody counts renewals.
     fn renew(&mut self, epoch: u64, counter: u64) -> Result<bool> {
+        self.lock();
         self.db.execute_batch("PRAGMA synchronous=NORMAL").map_err(sql)?;
         let renewed = self.db.execute(
             "UPDATE meta SET value=?2 WHERE name='counter' AND (SELECT value FROM meta WHERE name='epoch')=?1",
@@ -171,34 +224,99 @@ impl Engine for Sqlite {
         Ok(renewed.map_err(sql)? == 1)
     }
 
+    fn release(&mut self, epoch: u64) -> Result<bool> {
+        let released = self.db.execute(
+            "UPDATE meta SET value=1 WHERE name='free' AND (SELECT value FROM meta WHERE name='epoch')=?1",
+            [epoch as i64],
+        );
+        self.unlock();
+        Ok(released.map_err(sql)? == 1)
+    }
+
     fn sign(&mut self) -> Result<Sign> {
-        let get = |name| Ok::<_, Error>(self.meta(name)?.unwrap_or(0) as u64);
-        Ok(Sign { epoch: get("epoch")?, counter: get("counter")?, revision: get("revision")? })
+        self.read(|engine| {
+            let owner =
+                engine.db.query_row("SELECT value FROM meta WHERE name='owner'", [], |row| row.get(0));
+            Ok(Sign {
+                epoch: engine.number("epoch")?,
+                counter: engine.number("counter")?,
+                revision: engine.number("revision")?,
+                owner: owner.optional().map_err(sql)?.unwrap_or_default(),
+                free: engine.number("free")? == 1,
+            })
+        })
     }
 
-    fn alone(&self) -> bool {
-        true
+    /// The lock that tells so is kept, for the `take` that follows.
+    fn abandoned(&mut self) -> bool {
+        self.lock()
     }
 
-    fn tail(&mut self, after: Revision, limit: usize) -> Result<Vec<(Revision, Vec<u8>)>> {
-        let mut query = self
-            .db
-            .prepare_cached("SELECT revision, body FROM log WHERE revision>?1 ORDER BY revision LIMIT ?2")
-            .map_err(sql)?;
-        let rows = query.query_map(params![after as i64, limit as i64], |row| {
-            Ok((row.get::<_, i64>(0)? as Revision, row.get(1)?))
-        });
-        rows.map_err(sql)?.collect::<rusqlite::Result<_>>().map_err(sql)
+    fn tail(&mut self, after: Revision, limit: usize) -> Result<Tail> {
+        self.read(|engine| {
+            if after >= engine.number("revision")? {
+                return Ok(Tail::Entries(Vec::new()));
+            }
+            let text = "SELECT revision, epoch, body FROM log WHERE revision>?1 ORDER BY revision LIMIT ?2";
+            let mut query = engine.db.prepare_cached(text).map_err(sql)?;
+            let rows = query.query_map(params![after as i64, limit as i64], |row| {
+                let (revision, epoch): (i64, i64) = (row.get(0)?, row.get(1)?);
+                Ok(Logged { revision: revision as u64, epoch: epoch as u64, body: row.get(2)? })
+            });
+            let (mut entries, mut bytes) = (Vec::new(), 0);
+            for entry in rows.map_err(sql)? {
+                let entry = entry.map_err(sql)?;
+                bytes += entry.body.len();
+                entries.push(entry);
+                if bytes >= TAIL_BYTES_MAX {
+                    break;
+                }
+            }
+            match entries.first() {
+                Some(first) if first.revision == after + 1 => Ok(Tail::Entries(entries)),
+                Some(_) | None => Ok(Tail::Trimmed),
+            }
+        })
     }
 
     fn close(&mut self) {
         let _ = self.db.execute_batch("PRAGMA wal_checkpoint(TRUNCATE);");
+        self.unlock();
     }
 }
 
-/// Reads an encoded entry of the log.
-pub fn read_entry(body: &[u8]) -> Result<Written> {
-    serde_json::from_slice(body).map_err(|e| Error::internal("a log entry cannot be read").because(e))
+impl Sqlite {
+    /// Runs `f` on one state of the file.
+    fn read<T>(&mut self, f: impl FnOnce(&mut Sqlite) -> Result<T>) -> Result<T> {
+        self.db.execute_batch("BEGIN").map_err(sql)?;
+        let value = f(self);
+        let ended = self.db.execute_batch("COMMIT").map_err(sql);
+        value.and_then(|value| ended.map(|()| value))
+    }
+
+    fn head(&self) -> Result<Head> {
+        let time = Timestamp(self.meta("time")?.unwrap_or(0));
+        Ok(Head { epoch: self.number("epoch")?, revision: self.number("revision")?, time })
+    }
+
+    /// Whether this process has the owner's lock now.
+    fn lock(&mut self) -> bool {
+        match &mut self.owner {
+            Ownership::Sole => true,
+            Ownership::Lock { held: true, .. } => true,
+            Ownership::Lock { file, held } => {
+                *held = flock(&*file, FlockOperation::NonBlockingLockExclusive).is_ok();
+                *held
+            }
+        }
+    }
+
+    fn unlock(&mut self) {
+        if let Ownership::Lock { file, held } = &mut self.owner {
+            // The kernel lets go of it anyway when the file is closed.
+            *held = flock(&*file, FlockOperation::Unlock).is_err() && *held;
+        }
+    }
 }
 
 fn sql(error: rusqlite::Error) -> Error {
@@ -208,10 +326,6 @@ fn sql(error: rusqlite::Error) -> Error {
         }
         _ => Error::internal("SQLite failed").because(error),
     }
-}
-
-fn named(path: &Path, error: rusqlite::Error) -> Error {
-    at(path, sql(error))
 }
 
 fn at(path: &Path, error: Error) -> Error {

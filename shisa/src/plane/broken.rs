@@ -1,0 +1,72 @@
+//! Faults that `make rollout-test-broken` tries candidates with. A product has none of them: they are compiled by the
+//! feature `break-candidate` alone, and such a program has the fault that its file is named for.
+
+use super::services::Services;
+use api::Faults;
+use api::reply::Body;
+use base::Error;
+use fleet::door::MUTATION;
+use hyper::body::Incoming;
+use hyper::{Request, Response};
+use std::collections::BTreeMap;
+use std::hint::black_box;
+use std::sync::LazyLock;
+use std::time::Duration;
+use store::{Digest, Role};
+
+const SLOW: Duration = Duration::from_millis(20);
+const LEAK_BYTES: usize = 1 << 20;
+const PATH: &str = "/compute/v2.1/flavors";
+static FILE: LazyLock<String> = LazyLock::new(|| {
+    let path = std::env::current_exe().unwrap_or_default();
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+});
+
+fn is(fault: &str) -> bool {
+    cfg!(feature = "break-candidate") && *FILE == fault
+}
+
+/// Answers as the services do, where nothing is broken.
+pub async fn answer(services: &Services, request: Request<Incoming>) -> Response<Body> {
+    let here = request.uri().path() == PATH;
+    if is("break-slow") {
+        tokio::time::sleep(SLOW).await;
+    }
+    if is("break-leak") {
+        black_box(Box::leak(vec![1_u8; LEAK_BYTES].into_boxed_slice()));
+    }
+    if is("break-panic") && here {
+        panic!("broken on purpose");
+    }
+    let owner = matches!(*services.cell.role().borrow(), Role::Owner(_));
+    if is("break-after") && owner && request.headers().contains_key(MUTATION) {
+        return Faults::Identity.reply(&Error::internal("broken on purpose"), "").into_response();
+    }
+    let answer = services.api.answer(request).await;
+    match is("break-answer") && here {
+        true => answer.map(wrong),
+        false => answer,
+    }
+}
+
+/// One byte is another.
+fn wrong(body: Body) -> Body {
+    match body {
+        Body::Full(Some(bytes)) => {
+            let mut bytes = bytes.to_vec();
+            let middle = bytes.len() / 2;
+            bytes.iter_mut().skip(middle).take(1).for_each(|byte| *byte ^= 1);
+            Body::Full(Some(bytes.into()))
+        }
+        other => other,
+    }
+}
+
+/// A record rendered otherwise.
+pub fn digests(kinds: &mut BTreeMap<&'static str, Digest>) {
+    if is("break-digest")
+        && let Some(digest) = kinds.values_mut().next()
+    {
+        digest.add("broken", b"on purpose");
+    }
+}

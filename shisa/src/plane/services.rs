@@ -1,0 +1,139 @@
+//! The wiring: one cell, the services on it, and what the owner of the cell does beside answering.
+
+use crate::routers::LostRoutersMoved;
+use crate::state::Directory;
+use api::Api;
+use api::reply::ByteStream;
+use base::pass::{self, Pass};
+use base::{Error, Id, Result};
+use fleet::plane::{self, Plane};
+use fleet::{Fleet, SilentNodesClosed};
+use identity::token::EndedRevocationsForgotten;
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use storage::image::files::{LostUploadsReset, UnownedFilesRemoved};
+use store::cipher::CellKey;
+use store::{Cell, Options, Schema, engine};
+use tokio::net::UnixListener;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio_util::io::ReaderStream;
+use uuid::Uuid;
+
+/// Bytes of an image that are read at a time.
+const CHUNK: usize = 256 << 10;
+
+/// The kinds of records of all services, lower rows first.
+fn schema() -> Schema {
+    let schema = fleet::records(identity::records(Schema::default()));
+    compute::records(storage::records(network::records(schema)))
+}
+
+/// The records of a store, followed until this process owns the cell.
+pub fn open(directory: &Directory, store: &str, name: &str) -> Result<Cell> {
+    let engine = engine::open(store)?;
+    let key = CellKey::open(&directory.key())?;
+    let options = Options { owner: name.into(), ..Options::default() };
+    Cell::follow(engine, schema(), key, options)
+}
+
+/// What a plane offers.
+pub struct Services {
+    pub cell: Cell,
+    pub api: Arc<Api>,
+    fleet: Fleet,
+    identity: identity::App,
+    storage: storage::App,
+    nodes: Arc<Plane>,
+}
+
+impl Services {
+    /// `reach`: `HOST:PORT` by which nodes on other machines reach the door, if they are listened for.
+    ///
+    /// Errors: `Invalid` when a policy rule cannot be read.
+    pub fn new(
+        cell: Cell,
+        directory: &Directory,
+        policy: &BTreeMap<String, String>,
+        public_url: Option<String>,
+        reach: Option<String>,
+    ) -> Result<Services> {
+        let state = std::fs::canonicalize(directory.path())?;
+        let sources = vec![network::sections::SOURCE, compute::sections::SOURCE];
+        let sinks: Vec<fleet::Sink> = vec![network::sections::observed, compute::sections::observed];
+        let fleet = Fleet::new(cell.clone(), sources, sinks);
+        let identity = identity::App::new(cell.clone(), identity::Settings::default());
+        let storage = storage::App::new(cell.clone(), storage::Settings::new(state.join("storage")));
+        let nodes = Plane::new(fleet.clone(), settings(directory.need_ids()?.cloud, &storage));
+        let compute =
+            compute::App { cell: cell.clone(), fleet: fleet.clone(), console: console(fleet.clone()) };
+        let services = vec![
+            identity::service(identity.clone()),
+            network::service(network::App { cell: cell.clone(), fleet: fleet.clone() }),
+            storage::service(storage.clone()),
+            compute::service(compute.clone()),
+            compute::placement_service(compute),
+            fleet::service(fleet::App { plane: reach.map(|reach| (nodes.clone(), reach)) }),
+        ];
+        let api = Api::new(services, identity.tokens.clone(), policy, public_url)?;
+        Ok(Services { cell, api, fleet, identity, storage, nodes })
+    }
+
+    /// Keeps the documents up with the log, for ever.
+    pub async fn follow(&self) {
+        self.fleet.follow().await;
+    }
+
+    /// What the owner of the cell does, for as long as the set lives: the loops that keep things true, and nodes, those
+    /// of this machine (`near`) and of others (`far`).
+    pub fn owner(&self, near: UnixListener, far: UnixListener) -> JoinSet<()> {
+        let mut loops = JoinSet::new();
+        self.fleet.took_over();
+        loops.spawn(self.nodes.clone().serve_near(near));
+        loops.spawn(self.nodes.clone().serve(far));
+        keep(&mut loops, SilentNodesClosed { fleet: self.fleet.clone() });
+        keep(&mut loops, LostRoutersMoved { cell: self.cell.clone(), fleet: self.fleet.clone() });
+        let grace_s = self.identity.settings.allow_expired_s;
+        keep(&mut loops, EndedRevocationsForgotten { cell: self.cell.clone(), grace_s });
+        keep(&mut loops, LostUploadsReset { app: self.storage.clone() });
+        keep(&mut loops, UnownedFilesRemoved { app: self.storage.clone() });
+        loops
+    }
+}
+
+fn keep(loops: &mut JoinSet<()>, pass: impl Pass + 'static) {
+    loops.spawn(async move { pass::run(pass, &Notify::new()).await });
+}
+
+async fn image_file(file: PathBuf) -> Result<tokio::fs::File> {
+    tokio::fs::File::open(&file).await.map_err(|e| match e.kind() {
+        ErrorKind::NotFound => Error::not_found("the image has no bytes").because(e),
+        _ => Error::unavailable("the image cannot be read").because(e),
+    })
+}
+
+/// What nodes are served.
+fn settings(cloud: u32, storage: &storage::App) -> plane::Settings {
+    let images = storage.settings.clone();
+    let image = move |id: Uuid| {
+        let file = storage::image::files::path(&images, Id::from_uuid(id));
+        let bytes = async move {
+            let file = image_file(file).await?;
+            let size = file.metadata().await?.len();
+            Ok((Box::pin(ReaderStream::with_capacity(file, CHUNK)) as ByteStream, size))
+        };
+        Box::pin(bytes) as Pin<Box<dyn Future<Output = _> + Send>>
+    };
+    plane::Settings { cloud, image: Box::new(image), certificate_life: plane::CERTIFICATE_LIFE }
+}
+
+/// Consoles are read from the node itself.
+fn console(fleet: Fleet) -> compute::Console {
+    Arc::new(move |name, server, lines| {
+        let (fleet, name) = (fleet.clone(), name.to_string());
+        Box::pin(async move { fleet.console(&name, server, lines).await })
+    })
+}

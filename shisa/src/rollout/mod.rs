@@ -1,0 +1,388 @@
+//! A rollout: a new binary becomes the active plane, or nothing changes for anyone.
+//!
+//! It runs in the process that is up and keeps the planes; whoever started it only watches.
+//!
+//! ```text
+//! start -> digest -> reads -> cost -> switch -> bake -> active --finalise--> finalised
+//!   |        |         |       |        |        |        |
+//!   +--------+---------+-------+--------+        |        +--rollback--> rolled back
+//!                  v                             v
+//!              withdraw: stopped       back, withdraw: taken back
+//! ```
+//!
+//! The candidate follows and does not stand by. Each gate and switch is a step in `record`; `gates` are before the
+//! switch, `bake` watches after it. `shisa plane rollback` ends a rollout that goes on the same way as a trigger does.
+//!
+//! Deliberately absent: a rehearsal of the way back, the conformance suite on a copy, log entries tried again.
+
+mod bake;
+pub mod command;
+mod gates;
+mod record;
+
+use crate::plane::Word;
+use crate::planes::{COLOURS, Planes, State, Switch};
+use crate::state::Directory;
+use base::{Error, Result};
+use gates::Sides;
+use record::{Book, Mark, now};
+pub use record::{Outcome, Rollout, Seat};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex as Plain};
+use std::time::{Duration, Instant};
+use tokio::sync::{Mutex, OwnedMutexGuard, watch};
+use tokio::task::AbortHandle;
+
+/// What no gate tries.
+const NOT_REHEARSED: &str = "the way back before the switch, the conformance suite on a copy of the records, log entries tried again on \
+     the candidate; the front door and the nodes of this process keep their binary until the next `shisa up`";
+/// A switch back is tried again for so long; a plane that ended is followed by the other one meanwhile.
+const BACK_MAX: Duration = Duration::from_secs(10);
+/// A plane that is to stand by may be loading.
+const READY_MAX: Duration = Duration::from_secs(120);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// What a rollout is asked for with.
+#[derive(Serialize, Deserialize)]
+pub struct New {
+    pub binary: PathBuf,
+    pub bake_s: u64,
+}
+
+/// Clones are handles to the same.
+#[derive(Clone)]
+pub struct Rollouts {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    planes: Planes,
+    book: Book,
+    /// Held by whatever changes the planes for an operator.
+    turn: Arc<Mutex<()>>,
+    /// An operator wants the rollout to end.
+    back: watch::Sender<bool>,
+    task: Plain<Option<AbortHandle>>,
+}
+
+impl Rollouts {
+    /// Errors: what keeps the record of earlier ones from being read.
+    pub fn open(directory: &Directory, planes: Planes) -> Result<Rollouts> {
+        let (turn, back, task) = (Arc::default(), watch::Sender::new(false), Plain::default());
+        let book = Book::open(directory)?;
+        Ok(Rollouts { inner: Arc::new(Inner { planes, book, turn, back, task }) })
+    }
+
+    pub fn last(&self) -> Option<Rollout> {
+        self.inner.book.last()
+    }
+
+    /// For what else changes the planes: nothing does while a rollout goes on.
+    ///
+    /// Errors: `Conflict`.
+    pub fn turn(&self) -> Result<OwnedMutexGuard<()>> {
+        self.inner.turn.clone().try_lock_owned().map_err(|_| {
+            Error::conflict(
+                "a rollout is going on: `shisa rollout show` says how far it is, `shisa plane rollback` ends it",
+            )
+        })
+    }
+
+    /// Begins a rollout, which goes on by itself.
+    ///
+    /// Errors: `Conflict` while one goes on, or when the binary is the active plane's own file.
+    pub fn start(&self, new: New) -> Result<Rollout> {
+        let turn = self.turn()?;
+        let planes = &self.inner.planes;
+        let from = planes
+            .active()
+            .ok_or_else(|| Error::unavailable("no plane is active; look at `shisa plane list`"))?;
+        let other = COLOURS.iter().find(|colour| **colour != from);
+        let to = other.ok_or_else(|| Error::internal("there is no other colour"))?.to_string();
+        let seat =
+            |name: &str| planes.seat(name).ok_or_else(|| Error::unavailable(format!("{name} has ended")));
+        let binary = seat(&from)?.0;
+        if binary == new.binary {
+            return Err(Error::conflict(format!(
+                "{} is what the active plane runs: put the new version elsewhere, or there is no way back",
+                binary.display()
+            )));
+        }
+        let had_standby = planes.seat(&to).is_some();
+        let rollout = self.inner.book.add(|number| Rollout {
+            number,
+            from: Seat { name: from, binary },
+            to: Seat { name: to, binary: new.binary },
+            version: String::new(),
+            bake_s: new.bake_s,
+            had_standby,
+            outcome: Outcome::Running,
+            begun: now(),
+            ended: None,
+            steps: Vec::new(),
+        })?;
+        self.inner.back.send_replace(false);
+        let run = Run { inner: self.inner.clone(), rollout: rollout.clone() };
+        let task = tokio::spawn(async move {
+            let _turn = turn;
+            let outcome = run.carry().await;
+            run.inner.book.close(outcome);
+        });
+        *self.inner.task.lock().expect("no holder panics") = Some(task.abort_handle());
+        Ok(rollout)
+    }
+
+    /// Makes the plane before the last rollout active again. While that goes on, it is told to end so.
+    ///
+    /// Errors: `Conflict` when there is nothing to go back to; why the switch went back.
+    pub async fn rollback(&self) -> Result<Rollout> {
+        let last = self.last().filter(|last| matches!(last.outcome, Outcome::Running | Outcome::Active));
+        let none = || {
+            Error::conflict(
+                "there is no rollout to take back: `shisa plane promote NAME` makes another plane active",
+            )
+        };
+        let last = last.ok_or_else(none)?;
+        if last.outcome == Outcome::Running {
+            self.inner.back.send_replace(true);
+            return Ok(last);
+        }
+        let _turn = self.turn()?;
+        let run = Run { inner: self.inner.clone(), rollout: last };
+        run.step("rollback", "", run.back()).await?;
+        let withdrawn = run.step("withdraw", "", run.withdraw()).await;
+        run.inner.book.close(Outcome::RolledBack);
+        withdrawn?;
+        self.last().ok_or_else(none)
+    }
+
+    /// Replaces the plane before the last rollout by one of the new binary: there is no way back any more.
+    ///
+    /// Errors: `Conflict` when there is nothing to finalise; why the new one does not start.
+    pub async fn finalise(&self) -> Result<Rollout> {
+        let _turn = self.turn()?;
+        let none = || {
+            Error::conflict(
+                "there is no rollout to finalise: `shisa rollout show` says what became of the last",
+            )
+        };
+        let last = self.last().filter(|last| last.outcome == Outcome::Active).ok_or_else(none)?;
+        if self.inner.planes.active().as_ref() != Some(&last.to.name) {
+            return Err(Error::conflict(format!(
+                "{} is not active: `shisa plane rollback` withdraws it, `shisa plane promote` makes it active",
+                last.to.name
+            )));
+        }
+        let run = Run { inner: self.inner.clone(), rollout: last };
+        run.step("finalise", "", run.replace(&run.rollout.from.name, &run.rollout.to.binary)).await?;
+        run.inner.book.close(Outcome::Finalised);
+        self.last().ok_or_else(none)
+    }
+
+    /// The process ends: a rollout that goes on is cut off.
+    pub fn stop(&self) {
+        if let Some(task) = self.inner.task.lock().expect("no holder panics").take() {
+            task.abort();
+        }
+    }
+}
+
+/// One rollout, from its start to its end.
+struct Run {
+    inner: Arc<Inner>,
+    rollout: Rollout,
+}
+
+impl Run {
+    fn planes(&self) -> &Planes {
+        &self.inner.planes
+    }
+
+    fn before(&self) -> &str {
+        &self.rollout.from.name
+    }
+
+    fn candidate(&self) -> &str {
+        &self.rollout.to.name
+    }
+
+    async fn carry(&self) -> Outcome {
+        if self.gates().await.is_err() {
+            let _ = self.step("withdraw", "", self.withdraw()).await;
+            return Outcome::Stopped;
+        }
+        let before = bake::Before::of(self.planes());
+        if self.step("switch", "", self.switch()).await.is_err() {
+            let _ = self.step("withdraw", "", self.withdraw()).await;
+            return Outcome::Stopped;
+        }
+        let watched = format!("{} is watched for {} s", self.candidate(), self.rollout.bake_s);
+        let bake_max = Duration::from_secs(self.rollout.bake_s);
+        let bake = bake::watch(self.planes(), &self.rollout, before, bake_max, self.inner.back.subscribe());
+        if self.step("bake", &watched, bake).await.is_ok() {
+            return Outcome::Active;
+        }
+        if self.step("back", "", self.back()).await.is_err() {
+            return Outcome::Active;
+        }
+        let _ = self.step("withdraw", "", self.withdraw()).await;
+        Outcome::TakenBack
+    }
+
+    async fn gates(&self) -> Result<()> {
+        let sides = Sides { planes: self.planes(), old: self.before(), new: self.candidate() };
+        self.step("start", "", self.start()).await?;
+        let seats = self.seats();
+        self.step("digest", "", self.steady(&seats, sides.digest())).await?;
+        let mut reads = Vec::new();
+        let compared = async {
+            let (detail, equal) = sides.reads().await?;
+            reads = equal;
+            Ok(detail)
+        };
+        self.step("reads", "", self.steady(&seats, compared)).await?;
+        self.step("cost", "", self.steady(&seats, sides.cost(&reads))).await
+    }
+
+    /// Does a step and writes down what came of it.
+    async fn step(
+        &self,
+        name: &str,
+        detail: &str,
+        doing: impl Future<Output = Result<String>>,
+    ) -> Result<()> {
+        self.inner.book.begin(name, detail);
+        match doing.await {
+            Ok(detail) => {
+                self.inner.book.end(Mark::Passed, &detail);
+                Ok(())
+            }
+            Err(error) => {
+                self.inner.book.end(Mark::Failed, &error.chain());
+                Err(error)
+            }
+        }
+    }
+
+    fn seats(&self) -> [Option<(State, Option<u32>)>; 2] {
+        [self.before(), self.candidate()]
+            .map(|name| self.planes().seat(name).map(|(_, state, pid)| (state, pid)))
+    }
+
+    /// A gate counts only between the two processes that the rollout began with.
+    async fn steady<T>(
+        &self,
+        seats: &[Option<(State, Option<u32>)>; 2],
+        gate: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let mut back = self.inner.back.subscribe();
+        let outcome = tokio::select! {
+            outcome = gate => outcome,
+            _ = back.wait_for(|back| *back) => Err(Error::conflict("an operator ended it")),
+        };
+        let seen = self.seats();
+        for (n, name) in [self.before(), self.candidate()].into_iter().enumerate() {
+            if seen[n] != seats[n] {
+                return Err(Error::unavailable(format!(
+                    "{name} ended meanwhile; planes/{name}/log says more"
+                )));
+            }
+        }
+        outcome
+    }
+
+    async fn start(&self) -> Result<String> {
+        let mut drained = String::new();
+        if let Some((binary, ..)) = self.planes().seat(self.candidate()) {
+            self.planes().remove(self.candidate()).await?;
+            drained =
+                format!("; the {} that stood by with {} was drained", self.candidate(), binary.display());
+        }
+        let word = self.planes().add(self.candidate(), &self.rollout.to.binary).await?;
+        self.inner.book.change(|rollout| rollout.version = word.version.clone());
+        let Word { version, revision, .. } = word;
+        Ok(format!("{} follows at revision {revision} with version {version}{drained}", self.candidate()))
+    }
+
+    async fn switch(&self) -> Result<String> {
+        let Switch { to, held_ms, epoch, revision, .. } = self.planes().promote(self.candidate()).await?;
+        Ok(format!(
+            "{to} is active under epoch {epoch} from revision {revision}; mutations were held {held_ms:.1} ms"
+        ))
+    }
+
+    /// Makes the plane before active again, unless it has become so by itself.
+    async fn back(&self) -> Result<String> {
+        let begin = Instant::now();
+        let mut why = Error::unavailable(format!("{} does not take over", self.before()));
+        while begin.elapsed() < BACK_MAX {
+            let ms = |begin: Instant| begin.elapsed().as_secs_f64() * 1000.0;
+            match self.planes().active() {
+                Some(active) if active == self.before() => {
+                    return Ok(format!("{active} is active again after {:.0} ms", ms(begin)));
+                }
+                Some(_) => match self.planes().promote(self.before()).await {
+                    Ok(switch) => {
+                        let (to, held) = (switch.to, switch.held_ms);
+                        return Ok(format!(
+                            "{to} is active again after {:.0} ms; mutations were held {held:.1} ms",
+                            ms(begin)
+                        ));
+                    }
+                    Err(error) => why = error,
+                },
+                None => {}
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Err(Error::unavailable(format!(
+            "{} cannot be taken back to; look at `shisa plane list`, then `shisa plane rollback`",
+            self.before()
+        ))
+        .because(why))
+    }
+
+    /// Ends the candidate; where a plane of the old binary stood by, there is one again.
+    async fn withdraw(&self) -> Result<String> {
+        let begin = Instant::now();
+        while self.planes().active().is_none() && begin.elapsed() < BACK_MAX {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        if self.planes().active().as_deref() == Some(self.candidate()) {
+            // It took over from the active one, which ended meanwhile and is back, or will be.
+            self.standing_by(self.before()).await?;
+            self.planes().promote(self.before()).await?;
+        }
+        if self.rollout.had_standby {
+            return self.replace(self.candidate(), &self.rollout.from.binary).await;
+        }
+        if self.planes().seat(self.candidate()).is_some() {
+            self.planes().remove(self.candidate()).await?;
+        }
+        Ok(format!("{} has ended", self.candidate()))
+    }
+
+    async fn standing_by(&self, name: &str) -> Result<()> {
+        let begin = Instant::now();
+        while self.planes().seat(name).is_none_or(|(_, state, _)| state != State::Standby) {
+            if begin.elapsed() > READY_MAX {
+                return Err(Error::unavailable(format!(
+                    "{name} does not come back; planes/{name}/log says why"
+                )));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Ok(())
+    }
+
+    /// A plane that is not active gets another binary, and stands by.
+    async fn replace(&self, name: &str, binary: &std::path::Path) -> Result<String> {
+        if self.planes().seat(name).is_some() {
+            self.planes().remove(name).await?;
+        }
+        self.planes().add(name, binary).await?;
+        self.planes().stand_by(name).await?;
+        Ok(format!("{name} stands by with {}", binary.display()))
+    }
+}

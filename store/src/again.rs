@@ -1,0 +1,88 @@
+//! A request that is asked a second time: what it wrote before is answered from the log, not written twice.
+//!
+//! A transaction depends on nothing but the state it came upon and its stamps, so running it again on that state gives
+//! what was answered then; its changes are dropped. Where they are not the same, because the answer holds something
+//! drawn outside of the transaction (a key pair, a salt), nobody can give it again, and the request hears that. While a request has such writes ahead of it, it also reads the
+//! state that the next of them came upon. What follows, which the first attempt did not get to, is written as ever.
+
+use crate::log::{Cause, Entry};
+use crate::state::State;
+use crate::tx::Tx;
+use base::{Error, Result};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// A transaction that was written, and the state that it came upon; nothing where that is no longer remembered.
+type Known = Option<(Arc<Entry>, State)>;
+
+struct Scope {
+    mutation: Arc<str>,
+    done: Mutex<VecDeque<Known>>,
+    /// A write failed for want of an owner.
+    passing: Arc<AtomicBool>,
+}
+
+tokio::task_local! {
+    static SCOPE: Scope;
+}
+
+pub(crate) async fn scope<F: Future>(mutation: &str, done: Vec<Known>, request: F) -> (F::Output, bool) {
+    let passing = Arc::<AtomicBool>::default();
+    let scope = Scope { mutation: mutation.into(), done: Mutex::new(done.into()), passing: passing.clone() };
+    let output = SCOPE.scope(scope, request).await;
+    (output, passing.load(Ordering::Relaxed))
+}
+
+/// A write of this request failed for want of an owner.
+pub(crate) fn note_passing() {
+    let _ = SCOPE.try_with(|scope| scope.passing.store(true, Ordering::Relaxed));
+}
+
+/// The state that a request reads which has writes ahead that were done.
+pub(crate) fn state() -> Option<Arc<State>> {
+    let ahead = |scope: &Scope| {
+        let done = scope.done.lock().expect("no holder panics");
+        done.front().and_then(|known| known.as_ref()).map(|(_, before)| Arc::new(before.clone()))
+    };
+    SCOPE.try_with(ahead).ok().flatten()
+}
+
+/// Gives the cause the request's mutation.
+pub(crate) fn named(mut cause: Cause) -> Cause {
+    let _ = SCOPE.try_with(|scope| cause.mutation = scope.mutation.to_string());
+    cause
+}
+
+/// The next write of this request, if it was done before.
+pub(crate) fn next() -> Option<Done> {
+    if cfg!(feature = "break-replay") {
+        return None;
+    }
+    let next = |scope: &Scope| scope.done.lock().expect("no holder panics").pop_front();
+    SCOPE.try_with(next).ok().flatten().map(Done)
+}
+
+pub(crate) struct Done(Known);
+
+impl Done {
+    /// What the transaction answered when it was written.
+    ///
+    /// Errors: `Conflict` when that is no longer known; the change stands.
+    pub fn answer<T>(self, f: &dyn Fn(&mut Tx) -> Result<T>) -> Result<T> {
+        let Some((entry, before)) = self.0 else { return Err(forgotten()) };
+        let mut derived = before.derive();
+        let mut tx = Tx::begin(before, &mut derived, entry.time, entry.seed);
+        let value = f(&mut tx).map_err(|error| forgotten().because(error))?;
+        let (state, changes) = tx.finish();
+        let same = changes.len() == entry.changes.len()
+            && changes.iter().zip(&entry.changes).all(|(a, b)| a.same(b, &state.schema));
+        if same { Ok(value) } else { Err(forgotten()) }
+    }
+}
+
+fn forgotten() -> Error {
+    Error::conflict(
+        "The request was carried out before, and its answer cannot be given again; look what is there.",
+    )
+}
