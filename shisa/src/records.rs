@@ -10,6 +10,8 @@ use crate::plane::services;
 use crate::progress::{Progress, say};
 use crate::state::Directory;
 use base::{Error, Result, Timestamp};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::mpsc;
@@ -17,7 +19,7 @@ use std::time::{Duration, Instant};
 use store::copy::{Row, fill};
 use store::engine::{self, Tail};
 use store::lease::LEASE_MS;
-use store::{Digest, Engine, Written};
+use store::{Digest, Engine};
 
 /// Rows on their way from one store to another.
 const ROWS_MAX: usize = 1_000;
@@ -203,13 +205,30 @@ fn log(url: &str, last: u64, after: Option<u64>) -> Result<()> {
         let Some(newest) = entries.last() else { break };
         at = newest.revision;
         for entry in &entries {
-            say(line(entry.revision, entry.epoch, &Written::read(&entry.body)?));
+            let read = serde_json::from_slice(&entry.body);
+            let read = read.map_err(|e| Error::internal("a log entry cannot be read").because(e))?;
+            say(line(entry.revision, entry.epoch, &read));
         }
     }
     Ok(())
 }
 
-fn line(revision: u64, epoch: u64, entry: &Written) -> String {
+/// What is shown of an entry (`store::Written`): nothing that is sealed, so no key is needed.
+#[derive(Deserialize)]
+struct Shown {
+    time: i64,
+    cause: ShownCause,
+    changes: Vec<(String, String, Option<IgnoredAny>)>,
+}
+
+#[derive(Deserialize)]
+struct ShownCause {
+    id: String,
+    who: String,
+    route: String,
+}
+
+fn line(revision: u64, epoch: u64, entry: &Shown) -> String {
     let change = |(kind, key, image): &(String, String, Option<_>)| {
         format!("{}{kind}/{key}", if image.is_some() { "" } else { "-" })
     };

@@ -29,7 +29,8 @@ pub async fn killed(mut server: Server) {
     }
     let (answered, failed) = writers.stop().await;
     eprintln!("{} answered, {failed} not", answered.len());
-    assert!(answered.len() > 50 && failed > 0);
+    // A server that is back within the lease may fail nothing: what was under way is appended again.
+    assert!(answered.len() > 50, "only {} writes were answered, {failed} were not", answered.len());
     check(&url, &answered);
     cell.close();
 }
