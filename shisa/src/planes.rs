@@ -31,7 +31,11 @@ const BOOT_MAX: Duration = Duration::from_secs(120);
 /// A planned switch that takes longer goes back.
 const SWITCH_MAX: Duration = Duration::from_millis(800);
 /// A word from a plane that works.
-const WORD_MAX: Duration = Duration::from_secs(3);
+const WORD_MAX: Duration = Duration::from_secs(1);
+/// So many words in a row that do not come, and a plane is ended: soon where another stands by, because a stopped owner
+/// may keep that one from the store (SQLite's lock on writing); later where nobody is there in its place.
+const MUTE_MAX: u32 = 2;
+const MUTE_ALONE_MAX: u32 = 10;
 /// A plane whose time is up has this long for what it is doing.
 const END_MAX: Duration = Duration::from_secs(10);
 const PING_EVERY: Duration = Duration::from_millis(100);
@@ -461,17 +465,20 @@ impl Planes {
     async fn mind(&self, name: &str, mut child: Child) {
         let pid = child.id();
         let pinged = async {
+            let mut mute = 0;
             loop {
                 tokio::time::sleep(PING_EVERY).await;
                 let up = || self.members().get(name).is_some_and(|m| m.state != State::Boot && !m.leaving);
-                let word = match up() {
-                    true => self.word(name).await.or(self.word(name).await),
-                    false => continue,
-                };
+                if !up() {
+                    mute = 0;
+                    continue;
+                }
+                let word = self.word(name).await;
+                mute = if word.is_ok() { 0 } else { mute + 1 };
                 match word {
                     Ok(word) if word.owner => self.seen_owner(name, word.epoch).await,
                     Ok(_) => {}
-                    Err(_) if !up() => {}
+                    Err(_) if !up() || mute < self.mute_max(name) => {}
                     Err(_) => {
                         tracing::error!("the plane {name} does not answer, it is ended");
                         pid.into_iter().for_each(kill);
@@ -482,6 +489,11 @@ impl Planes {
         };
         let status = tokio::select! { status = child.wait() => status, () = pinged => return };
         self.ended(name, pid, status.ok()).await;
+    }
+
+    fn mute_max(&self, name: &str) -> u32 {
+        let other = |(of, m): (&String, &Member)| of != name && m.state == State::Standby;
+        if self.members().iter().any(other) { MUTE_MAX } else { MUTE_ALONE_MAX }
     }
 
     /// A plane that stands by may have taken the cell from one that fell silent.

@@ -4,19 +4,24 @@
 //! What each client was told is kept, and compared with what the cloud knows in the end: nothing that was answered is
 //! lost, doubled or older than what was told before; no revoked token passes; no address is given twice.
 //!
-//! Words: `--full` for the long form, `--store URL` for another engine (empty, and for this test alone).
+//! Words: `--full` for the long form, which is over each of the store's engines with a real server of its own;
+//! `--engine NAME` for one of them.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod history;
 mod load;
 mod planes;
+#[allow(dead_code, reason = "of the engines' own tests")]
+#[path = "../../../store/tests/engines/servers.rs"]
+mod servers;
 #[path = "../support/mod.rs"]
 mod support;
 
 use history::History;
 use load::Load;
 use planes::Planes;
+use servers::{Server, Which};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -51,6 +56,12 @@ const FULL: Plan = Plan {
     timed: true,
 };
 
+const ENGINES: [(&str, Which); 3] =
+    [("sqlite", Which::Sqlite), ("postgres", Which::Postgres), ("etcd", Which::Etcd)];
+
+/// A stopped owner is followed by then.
+const FOLLOWED_MAX: Duration = Duration::from_secs(10);
+
 /// Checks, as they come.
 #[derive(Default)]
 pub struct Checks {
@@ -79,10 +90,15 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let plan = if said("--full") { FULL } else { SHORT };
-    let store = words.iter().position(|w| w == "--store").and_then(|at| words.get(at + 1));
+    let engine = words.iter().position(|w| w == "--engine").and_then(|at| words.get(at + 1));
+    let wanted = |(name, _): &&(&str, Which)| engine.map_or(plan.timed || *name == "sqlite", |e| e == name);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let mut checks = Checks::default();
-    runtime.block_on(run(&plan, store.map(String::as_str), &mut checks));
+    for (name, which) in ENGINES.iter().filter(wanted) {
+        println!("over {name}:");
+        let server = Server::start(*which);
+        runtime.block_on(run(&plan, &server.url(), &mut checks));
+    }
     runtime.shutdown_background();
     if !checks.failed.is_empty() {
         println!("failed: {}", checks.failed.join(" "));
@@ -91,7 +107,7 @@ fn main() -> ExitCode {
     if checks.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-async fn run(plan: &Plan, store: Option<&str>, checks: &mut Checks) {
+async fn run(plan: &Plan, store: &str, checks: &mut Checks) {
     let begin = Instant::now();
     let mut planes = Planes::up(store);
     let load = Load::prepare(&planes).await;
@@ -215,15 +231,19 @@ async fn kills(planes: &mut Planes, load: &Load, count: usize) -> Vec<f64> {
     away
 }
 
-/// Stops the active plane for longer than its lease: the other one takes over, and the first one wakes up to find that
-/// it owns nothing.
+/// Stops the active plane: the other one takes over when the lease is over, or, where the stopped one holds SQLite's lock
+/// on writing, when the keeper has ended it. The first one wakes up to find that it owns nothing.
 async fn pause(planes: &Planes) -> bool {
     planes.both_there().await;
     let (name, pid) = planes.active_process();
     planes::signal(pid, "STOP");
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
-    let followed = planes.active() != name;
-    planes::signal(pid, "CONT");
+    let begin = Instant::now();
+    let mut followed = false;
+    while !followed && begin.elapsed() < FOLLOWED_MAX {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        followed = planes.active() != name;
+    }
+    planes::wake(pid);
     tokio::time::sleep(Duration::from_millis(300)).await;
     followed
 }

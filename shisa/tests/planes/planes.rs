@@ -12,7 +12,7 @@ const BACK_MAX: Duration = Duration::from_secs(30);
 pub struct Planes {
     pub cloud: Cloud,
     pub state: PathBuf,
-    store: Vec<String>,
+    store: String,
     _dir: tempfile::TempDir,
 }
 
@@ -24,13 +24,11 @@ struct Line {
 }
 
 impl Planes {
-    pub fn up(store: Option<&str>) -> Planes {
+    pub fn up(store: &str) -> Planes {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("cloud");
-        let store: Vec<String> =
-            store.into_iter().flat_map(|url| ["--store".to_string(), url.to_string()]).collect();
-        let cloud = start(&state, &store);
-        Planes { cloud, state, store, _dir: dir }
+        let cloud = start(&state, store);
+        Planes { cloud, state, store: store.into(), _dir: dir }
     }
 
     pub fn restart(self) -> Planes {
@@ -118,12 +116,16 @@ impl Planes {
     }
 }
 
-fn start(state: &std::path::Path, store: &[String]) -> Cloud {
-    let mut words = vec!["--machine", "simulated", "--nodes", "20", "--planes", "2"];
-    words.extend(store.iter().map(String::as_str));
-    Cloud::up_with(state, &words)
+fn start(state: &std::path::Path, store: &str) -> Cloud {
+    Cloud::up_with(state, &["--machine", "simulated", "--nodes", "20", "--planes", "2", "--store", store])
 }
 
 pub fn signal(pid: u32, name: &str) {
     assert!(Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status().unwrap().success());
+}
+
+/// Lets a stopped process go on, if it was not ended meanwhile.
+pub fn wake(pid: u32) {
+    let _ =
+        Command::new("kill").arg("-CONT").arg(pid.to_string()).stderr(std::process::Stdio::null()).status();
 }
