@@ -29,7 +29,9 @@ use hyper::body::Incoming;
 use hyper::header::HeaderValue;
 use hyper::{Request, Response, StatusCode};
 use services::Services;
+use std::fs::Permissions;
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::Role;
@@ -144,7 +146,10 @@ fn elsewhere(mut answer: Response<api::reply::Body>) -> Response<api::reply::Bod
 pub fn bind(path: &Path) -> Result<UnixListener> {
     let cannot = |e| Error::unavailable(format!("cannot listen on {}", path.display())).because(e);
     let _ = std::fs::remove_file(path);
-    UnixListener::bind(path).map_err(cannot)
+    let listener = UnixListener::bind(path).map_err(cannot)?;
+    // Not left to the umask of whoever starts a cloud.
+    std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(cannot)?;
+    Ok(listener)
 }
 
 /// The parent holds the other end of stdin: a plane without a door is of no use.
