@@ -7,7 +7,8 @@
 //! The documents of all nodes are kept by every plane, also by one that only follows: a node that comes to another
 //! plane after a switch is told what was touched since (`kept`).
 //!
-//! What is a node's own goes to it at once; changes of sets alone are gathered for `GATHER`.
+//! What is a node's own goes to it at once; changes of sets alone are gathered for `GATHER`, growing to `GATHER_MAX` while
+//! they keep coming.
 //!
 //! Limits: what `kept` and `set` say.
 
@@ -97,8 +98,9 @@ struct Inner {
     gathered: BTreeSet<String>,
 }
 
-/// Changes of sets wait this long for others.
+/// Changes of sets wait this long for others, twice as long after each time that others came, and so on.
 const GATHER: Duration = Duration::from_millis(20);
+const GATHER_MAX: Duration = Duration::from_millis(500);
 
 impl Documents {
     pub fn new(cell: Cell, sources: Vec<Source>) -> Documents {
@@ -125,6 +127,8 @@ impl Documents {
     pub async fn follow(&self) {
         let Some(mut watch) = self.inner().watch.take() else { return };
         let mut gathering: Option<Instant> = None;
+        // How long the last ones waited, and when they were told.
+        let (mut gather, mut told) = (GATHER, Instant::now());
         loop {
             let gathered = async {
                 match gathering {
@@ -135,7 +139,7 @@ impl Documents {
             let news = tokio::select! {
                 news = watch.next() => news,
                 () = gathered => {
-                    gathering = None;
+                    (gathering, told) = (None, Instant::now());
                     self.inner().tell_gathered();
                     continue;
                 }
@@ -148,7 +152,8 @@ impl Documents {
             }
             self.followed.send_replace(watch.at());
             if gathering.is_none() && !self.inner().gathered.is_empty() {
-                gathering = Some(Instant::now() + GATHER);
+                gather = if told.elapsed() < gather { (gather * 2).min(GATHER_MAX) } else { GATHER };
+                gathering = Some(Instant::now() + gather);
             }
         }
     }
