@@ -88,7 +88,16 @@ pub struct Up {
     /// The host's network device through which servers reach the world; without it they end at the host
     #[arg(long, value_name = "DEVICE")]
     pub uplink: Option<String>,
-    /// What links in answers start with, behind a proxy
+    /// Clients are answered by TLS: the server's certificate and those between it and its authority, as PEM; read anew when it changes
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// The key of that certificate, as PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// The authority that clients are to trust where their machine does not know it: for `shisa env` and clouds.yaml
+    #[arg(long, value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// What links in answers start with, behind a proxy or where the certificate has a name
     #[arg(long, value_name = "URL")]
     pub public_url: Option<String>,
     /// Policy rules that replace built-in ones: names to rules, as YAML or JSON

@@ -6,7 +6,7 @@
 //! start adopts them.
 
 use crate::cli::{Machine, Up};
-use crate::clouds::Clouds;
+use crate::clouds::{Clouds, Trust};
 use crate::nodes::{self, Nodes, Wishes};
 use crate::plane::{self, First};
 use crate::planes::{COLOURS, Launch, Planes};
@@ -16,7 +16,7 @@ use crate::rollout::Rollouts;
 use crate::state::{Directory, Ids};
 use crate::{control, demo, down, image, logging, machine};
 use base::{Error, Result};
-use fleet::door::Door;
+use fleet::door::{Certificates, Door, Drain, check_authority};
 use hyper::Method;
 use identity::user::password::hash_now;
 use ipnet::Ipv4Net;
@@ -26,11 +26,14 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+/// What clients asked before a stop has this long.
+const STOP_MAX: Duration = Duration::from_secs(10);
 /// The records of a new cloud are made in this time.
 const FIRST_MAX: Duration = Duration::from_secs(20);
 
@@ -43,10 +46,13 @@ pub async fn run(directory: &Directory, args: &Up, begin: Instant) -> Result<()>
     }
     args.policy.as_deref().map(policy).transpose()?;
     args.image.as_deref().map(image::check).transpose()?;
+    let tls = certificates(args)?;
+    args.tls_ca.as_deref().map(check_authority).transpose()?;
     let _held = directory.hold()?;
     let listener = listen(args.listen, "--listen").await?;
     let far = nodes_listener(args).await?;
-    let address = format!("http://{}", reached_at(listener.local_addr()?));
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let address = format!("{scheme}://{}", reached_at(listener.local_addr()?));
     logging::start(&directory.log())?;
     let mut ids = directory.make_ids(machine)?;
     if args.store.is_some() && args.store != ids.store {
@@ -56,7 +62,7 @@ pub async fn run(directory: &Directory, args: &Up, begin: Instant) -> Result<()>
     let door = Door::default();
     let planes = Planes::new(launch(directory, args, far.as_ref().map(|(_, reach)| reach.clone()))?, door);
     let up = Rising { directory, args, address: &address, ids: &ids, progress: &progress, planes: &planes };
-    let outcome = up.live(listener, far, stop).await;
+    let outcome = up.live((listener, tls), far, stop).await;
     planes.stop().await;
     if outcome.is_ok() {
         progress.step("stop", "the API has answered what was asked; ending servers and network");
@@ -80,7 +86,7 @@ struct Rising<'a> {
 impl Rising<'_> {
     async fn live(
         &self,
-        listener: TcpListener,
+        clients: (TcpListener, Option<Arc<Certificates>>),
         far: Option<(TcpListener, String)>,
         stop: watch::Receiver<bool>,
     ) -> Result<()> {
@@ -115,7 +121,7 @@ impl Rising<'_> {
             }
         };
         let outcome = tokio::select! {
-            outcome = serve(self.planes.door(), &nodes, listener, stop, self.after(&nodes, reach.as_deref())) => outcome,
+            outcome = self.serve(&nodes, clients, stop, self.after(&nodes, reach.as_deref())) => outcome,
             () = carried => Ok(()),
             () = control => Ok(()),
         };
@@ -130,14 +136,19 @@ impl Rising<'_> {
         let url = self.args.public_url.as_deref().unwrap_or(self.address);
         let auth_url = format!("{}/identity/v3", url.trim_end_matches('/'));
         let word = self.planes.word(COLOURS[0]).await?;
+        let trust = match (&self.args.tls_ca, &self.args.tls_cert) {
+            (Some(authority), _) => Trust::Authority(std::fs::canonicalize(authority)?),
+            (None, Some(_)) => Trust::Machine,
+            (None, None) => Trust::Unsaid,
+        };
         if word.first_done {
-            clouds.lead_to(&auth_url)?;
+            clouds.lead_to(&auth_url, &trust)?;
             let claims = claims(&word.ranges, self.ids)?;
             self.progress.step("store", format_args!("at revision {}", word.revision));
             return Ok(claims);
         }
         let password = clouds.make("admin", &auth_url)?.auth.password;
-        clouds.lead_to(&auth_url)?;
+        clouds.lead_to(&auth_url, &trust)?;
         let cost = identity::Settings::default().bcrypt_cost;
         let hash = tokio::task::spawn_blocking(move || hash_now(&password, cost)).await;
         let hash = hash.map_err(|e| Error::internal("a password hash was cut off").because(e))??;
@@ -164,13 +175,11 @@ impl Rising<'_> {
             }
         };
         let outcome = match args.demo {
-            true => demo::make(self.directory, self.address, args.image.as_deref(), progress, greeted).await,
+            true => demo::make(self.directory, args.image.as_deref(), progress, greeted).await,
             false => {
                 let upload = async {
                     match &args.image {
-                        Some(file) => {
-                            image::upload_as_admin(self.directory, self.address, file, progress).await
-                        }
+                        Some(file) => image::upload_as_admin(self.directory, file, progress).await,
                         None => Ok(()),
                     }
                 };
@@ -188,38 +197,65 @@ impl Rising<'_> {
             say(format_args!("            clients: {}", self.directory.clouds().display()));
         }
     }
+
+    /// Runs everything until a stop or until a node fails.
+    async fn serve(
+        &self,
+        nodes: &Nodes,
+        (listener, tls): (TcpListener, Option<Arc<Certificates>>),
+        stop: watch::Receiver<bool>,
+        after: impl Future<Output = ()>,
+    ) -> Result<()> {
+        let (ending, mut ended) = watch::channel(false);
+        let (drain, draining) = watch::channel(None);
+        let (mut stopped, working) = (stop.clone(), ended.clone());
+        let life = async {
+            tokio::select! {
+                _ = stopped.wait_for(|stop| *stop) => Ok(()),
+                outcome = nodes.work(working) => outcome,
+                () = async { after.await; std::future::pending().await } => Ok(()),
+            }
+        };
+        let life = async {
+            let outcome = life.await;
+            ending.send_replace(true);
+            drain.send_replace(Some(Drain { idle: Duration::ZERO, limit: STOP_MAX }));
+            outcome
+        };
+        let (door, https) = (self.planes.door(), tls.is_some());
+        let following = tls.clone();
+        let renewed = async {
+            match following {
+                Some(tls) => tls.follow().await,
+                None => std::future::pending().await,
+            }
+        };
+        std::fs::create_dir_all(self.directory.door())?;
+        let own = plane::bind(&self.directory.door().join("api"))?;
+        let near = door.clone();
+        let answer = move |request, peer| {
+            let door = near.clone();
+            async move { door.answer(request, peer, https).await }
+        };
+        let stopping = async move { drop(ended.wait_for(|end| *end).await) };
+        let serving = async {
+            tokio::join!(door.serve(listener, tls, draining), api::listen(own, answer, stopping));
+        };
+        let serving = async {
+            tokio::select! { () = serving => {}, () = renewed => {} }
+        };
+        tokio::join!(life, serving).0
+    }
 }
 
-/// Runs everything until a stop or until a node fails.
-async fn serve(
-    door: &Door,
-    nodes: &Nodes,
-    listener: TcpListener,
-    stop: watch::Receiver<bool>,
-    after: impl Future<Output = ()>,
-) -> Result<()> {
-    let (ending, mut ended) = watch::channel(false);
-    let (mut stopped, working) = (stop.clone(), ended.clone());
-    let stopping = async move { drop(ended.wait_for(|end| *end).await) };
-    let life = async {
-        tokio::select! {
-            _ = stopped.wait_for(|stop| *stop) => Ok(()),
-            outcome = nodes.work(working) => outcome,
-            () = async { after.await; std::future::pending().await } => Ok(()),
-        }
-    };
-    let life = async {
-        let outcome = life.await;
-        ending.send_replace(true);
-        outcome
-    };
-    let door = door.clone();
-    let answer = move |request, peer| {
-        let door = door.clone();
-        async move { door.answer(request, peer, false).await }
-    };
-    let (outcome, ()) = tokio::join!(life, api::listen(listener, answer, stopping));
-    outcome
+/// By what clients' TLS is answered.
+///
+/// Errors: what is wrong with the files.
+fn certificates(args: &Up) -> Result<Option<Arc<Certificates>>> {
+    match (&args.tls_cert, &args.tls_key) {
+        (Some(chain), Some(key)) => Ok(Some(Arc::new(Certificates::open(chain, key)?))),
+        _ => Ok(None),
+    }
 }
 
 /// How planes are started.

@@ -12,16 +12,20 @@
 //! What is too large to be kept (`KEPT_BYTES_MAX`) is carried as it comes and sent once. The door keeps no state but
 //! routes, figures, and a sample of the reads that were asked lately.
 //!
-//! Limits: `HELD_MAX` mutations that wait, `ANSWER_MAX` for a request to find a plane that answers it.
+//! Limits: `CONNECTIONS_MAX` clients, `HELD_MAX` mutations that wait, `ANSWER_MAX` for a request to find a plane that answers it.
 
 mod figures;
+mod listen;
 mod proxy;
 mod sample;
+mod tls;
 mod upstream;
 
 pub use figures::{Figures, Told};
+pub use listen::{CONNECTIONS_MAX, Drain, HANDSHAKE_MAX};
 pub use proxy::DoorBody;
 pub use sample::{Mirrored, SAMPLE_MAX, Sampled};
+pub use tls::{Certificates, check_authority};
 pub use upstream::{Upstream, ask};
 
 use std::sync::Arc;

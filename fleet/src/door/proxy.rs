@@ -201,7 +201,7 @@ fn busy(sentence: &str) -> Response<DoorBody> {
 }
 
 /// The shape that every OpenStack client reads a message from.
-fn fault(status: StatusCode, sentence: &str) -> Response<DoorBody> {
+pub(super) fn fault(status: StatusCode, sentence: &str) -> Response<DoorBody> {
     let title = status.canonical_reason().unwrap_or_default();
     let body = json!({"error": {"code": status.as_u16(), "title": title, "message": sentence}}).to_string();
     let mut answer = Response::new(whole(body.into()));
