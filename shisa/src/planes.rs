@@ -596,8 +596,8 @@ impl Planes {
     }
 }
 
-/// Passes on what a plane says to the person, and remembers the last of it.
-async fn listen_to(stderr: ChildStderr, said: Arc<Plain<String>>) {
+/// Passes on what a process says to the person, and remembers the last of it.
+pub async fn listen_to(stderr: ChildStderr, said: Arc<Plain<String>>) {
     let mut lines = BufReader::new(stderr).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         // Its last sentence comes back as an error.

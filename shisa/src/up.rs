@@ -1,12 +1,13 @@
 //! `shisa up`: from the state directory to a cloud in the foreground, and back.
 //!
-//! This process is the front door, the keeper of the planes, and the nodes of its machine; the planes are processes of
-//! their own (`plane`). What can be known to fail is asked first, before anything is written. A stop drains the API, then ends guests and
+//! This process is the keeper of the planes (`planes`) and of the front door (`doors`), which are processes of their
+//! own, and the nodes of its machine. What can be known to fail is asked first, before anything is written. A stop drains the API, then ends guests and
 //! network; the records stay, so the next start begins the servers again. A crash leaves guests running, and the next
 //! start adopts them.
 
 use crate::cli::{Machine, Up};
 use crate::clouds::{Clouds, Trust};
+use crate::doors::Doors;
 use crate::nodes::{self, Nodes, Wishes};
 use crate::plane::{self, First};
 use crate::planes::{COLOURS, Launch, Planes};
@@ -16,7 +17,7 @@ use crate::rollout::Rollouts;
 use crate::state::{Directory, Ids};
 use crate::{control, demo, down, image, logging, machine};
 use base::{Error, Result};
-use fleet::door::{Certificates, Door, Drain, check_authority};
+use fleet::door::{Door, check_authority};
 use hyper::Method;
 use identity::user::password::hash_now;
 use ipnet::Ipv4Net;
@@ -25,15 +26,12 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-/// What clients asked before a stop has this long.
-const STOP_MAX: Duration = Duration::from_secs(10);
 /// The records of a new cloud are made in this time.
 const FIRST_MAX: Duration = Duration::from_secs(20);
 
@@ -46,7 +44,7 @@ pub async fn run(directory: &Directory, args: &Up, begin: Instant) -> Result<()>
     }
     args.policy.as_deref().map(policy).transpose()?;
     args.image.as_deref().map(image::check).transpose()?;
-    let tls = certificates(args)?;
+    let tls = args.tls.certificates()?;
     args.tls_ca.as_deref().map(check_authority).transpose()?;
     let _held = directory.hold()?;
     let listener = listen(args.listen, "--listen").await?;
@@ -62,7 +60,7 @@ pub async fn run(directory: &Directory, args: &Up, begin: Instant) -> Result<()>
     let door = Door::default();
     let planes = Planes::new(launch(directory, args, far.as_ref().map(|(_, reach)| reach.clone()))?, door);
     let up = Rising { directory, args, address: &address, ids: &ids, progress: &progress, planes: &planes };
-    let outcome = up.live((listener, tls), far, stop).await;
+    let outcome = up.live(listener, far, stop).await;
     planes.stop().await;
     if outcome.is_ok() {
         progress.step("stop", "the API has answered what was asked; ending servers and network");
@@ -86,7 +84,7 @@ struct Rising<'a> {
 impl Rising<'_> {
     async fn live(
         &self,
-        clients: (TcpListener, Option<Arc<Certificates>>),
+        clients: TcpListener,
         far: Option<(TcpListener, String)>,
         stop: watch::Receiver<bool>,
     ) -> Result<()> {
@@ -101,7 +99,10 @@ impl Rising<'_> {
         self.directory.note_running(self.address)?;
         let rollouts = Rollouts::open(self.directory, self.planes.clone())?;
         let control = plane::bind(&self.directory.control())?;
-        let control = control::serve(control, self.planes.clone(), rollouts.clone());
+        let doors = door_words(self.args);
+        let doors =
+            Doors::open(self.directory, clients.into_std()?, doors, self.planes.clone(), &binary).await?;
+        let control = control::serve(control, self.planes.clone(), rollouts.clone(), doors.clone());
         let state = std::fs::canonicalize(self.directory.path())?;
         let wishes = Wishes {
             nodes: self.args.nodes,
@@ -121,10 +122,11 @@ impl Rising<'_> {
             }
         };
         let outcome = tokio::select! {
-            outcome = self.serve(&nodes, clients, stop, self.after(&nodes, reach.as_deref())) => outcome,
+            outcome = self.serve(&nodes, stop, self.after(&nodes, reach.as_deref())) => outcome,
             () = carried => Ok(()),
             () = control => Ok(()),
         };
+        doors.stop().await;
         rollouts.stop();
         let _ = std::fs::remove_file(self.directory.control());
         outcome
@@ -136,7 +138,7 @@ impl Rising<'_> {
         let url = self.args.public_url.as_deref().unwrap_or(self.address);
         let auth_url = format!("{}/identity/v3", url.trim_end_matches('/'));
         let word = self.planes.word(COLOURS[0]).await?;
-        let trust = match (&self.args.tls_ca, &self.args.tls_cert) {
+        let trust = match (&self.args.tls_ca, &self.args.tls.tls_cert) {
             (Some(authority), _) => Trust::Authority(std::fs::canonicalize(authority)?),
             (None, Some(_)) => Trust::Machine,
             (None, None) => Trust::Unsaid,
@@ -202,60 +204,24 @@ impl Rising<'_> {
     async fn serve(
         &self,
         nodes: &Nodes,
-        (listener, tls): (TcpListener, Option<Arc<Certificates>>),
-        stop: watch::Receiver<bool>,
+        mut stop: watch::Receiver<bool>,
         after: impl Future<Output = ()>,
     ) -> Result<()> {
-        let (ending, mut ended) = watch::channel(false);
-        let (drain, draining) = watch::channel(None);
-        let (mut stopped, working) = (stop.clone(), ended.clone());
-        let life = async {
-            tokio::select! {
-                _ = stopped.wait_for(|stop| *stop) => Ok(()),
-                outcome = nodes.work(working) => outcome,
-                () = async { after.await; std::future::pending().await } => Ok(()),
-            }
-        };
-        let life = async {
-            let outcome = life.await;
-            ending.send_replace(true);
-            drain.send_replace(Some(Drain { idle: Duration::ZERO, limit: STOP_MAX }));
-            outcome
-        };
-        let (door, https) = (self.planes.door(), tls.is_some());
-        let following = tls.clone();
-        let renewed = async {
-            match following {
-                Some(tls) => tls.follow().await,
-                None => std::future::pending().await,
-            }
-        };
-        std::fs::create_dir_all(self.directory.door())?;
-        let own = plane::bind(&self.directory.door().join("api"))?;
-        let near = door.clone();
-        let answer = move |request, peer| {
-            let door = near.clone();
-            async move { door.answer(request, peer, https).await }
-        };
-        let stopping = async move { drop(ended.wait_for(|end| *end).await) };
-        let serving = async {
-            tokio::join!(door.serve(listener, tls, draining), api::listen(own, answer, stopping));
-        };
-        let serving = async {
-            tokio::select! { () = serving => {}, () = renewed => {} }
-        };
-        tokio::join!(life, serving).0
+        let working = stop.clone();
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => Ok(()),
+            outcome = nodes.work(working) => outcome,
+            () = async { after.await; std::future::pending().await } => Ok(()),
+        }
     }
 }
 
-/// By what clients' TLS is answered.
-///
-/// Errors: what is wrong with the files.
-fn certificates(args: &Up) -> Result<Option<Arc<Certificates>>> {
-    match (&args.tls_cert, &args.tls_key) {
-        (Some(chain), Some(key)) => Ok(Some(Arc::new(Certificates::open(chain, key)?))),
-        _ => Ok(None),
-    }
+/// What a door is told.
+fn door_words(args: &Up) -> Vec<String> {
+    let said = [("--tls-cert", &args.tls.tls_cert), ("--tls-key", &args.tls.tls_key)];
+    let word =
+        |(flag, file): (&str, &Option<PathBuf>)| Some([flag.into(), file.as_ref()?.display().to_string()]);
+    said.into_iter().filter_map(word).flatten().collect()
 }
 
 /// How planes are started.

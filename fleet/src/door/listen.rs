@@ -17,12 +17,13 @@ use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -39,7 +40,7 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 const TLS_HANDSHAKE: u8 = 22;
 
 /// How a listener ends.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Drain {
     /// Connections on which nothing is asked are closed after this. A client that asks meanwhile is answered, and told
     /// to come again by a new one: so none sends into a closing connection.
@@ -53,40 +54,23 @@ pub type Stop = watch::Receiver<Option<Drain>>;
 
 impl Door {
     /// Serves clients until `stop` has a way to end, and ends so.
-    pub async fn serve(&self, listener: TcpListener, tls: Option<Arc<Certificates>>, mut stop: Stop) {
-        let (places, mut connections) = (Arc::new(Semaphore::new(CONNECTIONS_MAX)), JoinSet::new());
-        loop {
-            while connections.try_join_next().is_some() {}
-            let accepted = async {
-                let place = places.clone().acquire_owned().await.expect("it is never closed");
-                (Listen::accept(&listener).await, place)
-            };
-            let (accepted, place) = tokio::select! {
-                accepted = accepted => accepted,
-                _ = stop.wait_for(Option::is_some) => break,
-            };
-            let (socket, peer) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!("cannot accept a connection: {error}");
-                    tokio::time::sleep(ACCEPT_AGAIN).await;
-                    continue;
-                }
-            };
-            let (door, tls, stop) = (self.clone(), tls.clone(), stop.clone());
-            connections.spawn(async move {
-                if let Err(error) = door.connection(socket, peer, tls, stop).await {
-                    tracing::debug!("a connection ended: {}", error.chain());
-                }
-                drop(place);
-            });
-        }
-        drop(listener);
-        let limit = stop.borrow().unwrap_or_default().limit;
-        let ended = async { while connections.join_next().await.is_some() {} };
-        if tokio::time::timeout(limit, ended).await.is_err() {
-            tracing::warn!("{} connections are cut off after {limit:?}", connections.len());
-        }
+    pub async fn serve(&self, listener: TcpListener, tls: Option<Arc<Certificates>>, stop: Stop) {
+        let (door, stopping) = (self.clone(), stop.clone());
+        accept(listener, stop, move |socket, peer| {
+            let (door, tls, stop) = (door.clone(), tls.clone(), stopping.clone());
+            async move { door.connection(socket, peer, tls, stop).await }
+        })
+        .await;
+    }
+
+    /// Serves this machine's own commands, who are answered as clients are that came by `https` or not.
+    pub async fn serve_near(&self, listener: UnixListener, https: bool, stop: Stop) {
+        let (door, stopping) = (self.clone(), stop.clone());
+        accept(listener, stop, move |socket, peer| {
+            let (door, stop) = (door.clone(), stopping.clone());
+            async move { door.http(socket, Way { peer, https }, stop).await }
+        })
+        .await;
     }
 
     async fn connection(
@@ -140,6 +124,46 @@ impl Door {
             }
         };
         ended.map_err(|e| Error::unavailable("HTTP failed").because(e))
+    }
+}
+
+async fn accept<L, F>(listener: L, mut stop: Stop, connection: impl Fn(L::Stream, Option<IpAddr>) -> F)
+where
+    L: Listen,
+    F: Future<Output = Result<()>> + Send + 'static,
+{
+    let (places, mut connections) = (Arc::new(Semaphore::new(CONNECTIONS_MAX)), JoinSet::new());
+    loop {
+        while connections.try_join_next().is_some() {}
+        let accepted = async {
+            let place = places.clone().acquire_owned().await.expect("it is never closed");
+            (listener.accept().await, place)
+        };
+        let (accepted, place) = tokio::select! {
+            accepted = accepted => accepted,
+            _ = stop.wait_for(Option::is_some) => break,
+        };
+        let (socket, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!("cannot accept a connection: {error}");
+                tokio::time::sleep(ACCEPT_AGAIN).await;
+                continue;
+            }
+        };
+        let connection = connection(socket, peer);
+        connections.spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!("a connection ended: {}", error.chain());
+            }
+            drop(place);
+        });
+    }
+    drop(listener);
+    let limit = stop.borrow().unwrap_or_default().limit;
+    let ended = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(limit, ended).await.is_err() {
+        tracing::warn!("{} connections are cut off after {limit:?}", connections.len());
     }
 }
 

@@ -20,13 +20,15 @@ mod proxy;
 mod sample;
 mod tls;
 mod upstream;
+mod wire;
 
 pub use figures::{Figures, Told};
-pub use listen::{CONNECTIONS_MAX, Drain, HANDSHAKE_MAX};
+pub use listen::{CONNECTIONS_MAX, Drain, HANDSHAKE_MAX, Stop};
 pub use proxy::DoorBody;
 pub use sample::{Mirrored, SAMPLE_MAX, Sampled};
 pub use tls::{Certificates, check_authority};
 pub use upstream::{Upstream, ask};
+pub use wire::{Orders, Ready};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod kept;
 #[path = "../support/mod.rs"]
 mod support;
 mod tls;
+mod upgrade;

@@ -1,5 +1,6 @@
 //! Clients by TLS: with an authority of their own, while certificates change, and without TLS.
 
+use crate::kept::Kept;
 use crate::support::{Cloud, refusal, run};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::CertificateDer;
@@ -71,7 +72,7 @@ impl Files {
 }
 
 /// One connection of a client that trusts the authority alone.
-struct Connection(StreamOwned<ClientConnection, TcpStream>);
+struct Connection(Kept<StreamOwned<ClientConnection, TcpStream>>);
 
 impl Connection {
     fn open(cloud: &Cloud, authority: &Path) -> Connection {
@@ -85,30 +86,18 @@ impl Connection {
         let client = ClientConnection::new(Arc::new(config), "127.0.0.1".try_into().unwrap()).unwrap();
         let socket = TcpStream::connect(cloud.address.strip_prefix("https://").unwrap()).unwrap();
         socket.set_read_timeout(Some(RELOAD_MAX)).unwrap();
-        Connection(StreamOwned::new(client, socket))
+        Connection(Kept(StreamOwned::new(client, socket)))
     }
 
     /// Status and body of a read; the connection is kept.
     fn get(&mut self, path: &str) -> (u16, String) {
-        write!(self.0, "GET {path} HTTP/1.1\r\nhost: cloud.example\r\n\r\n").unwrap();
-        let mut answer = Vec::new();
-        loop {
-            let mut some = [0; 4096];
-            let n = self.0.read(&mut some).unwrap();
-            assert!(n > 0, "closed after {}", String::from_utf8_lossy(&answer));
-            answer.extend_from_slice(&some[..n]);
-            let text = String::from_utf8_lossy(&answer);
-            let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
-            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
-            if body.len() >= length.parse::<usize>().unwrap() {
-                return (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_string());
-            }
-        }
+        let answer = self.0.ask("GET", path, "", "").unwrap();
+        (answer.status, answer.body)
     }
 
     /// What the door showed.
     fn certificate(&self) -> CertificateDer<'static> {
-        self.0.conn.peer_certificates().unwrap()[0].clone().into_owned()
+        self.0.0.conn.peer_certificates().unwrap()[0].clone().into_owned()
     }
 }
 
@@ -135,7 +124,7 @@ fn a_certificate_is_replaced_while_connections_go_on() {
     let (status, body) = kept.get("/identity/v3");
     assert!(status == 200 && body.contains("https://cloud.example/identity/v3"), "{status} {body}");
     assert_eq!(kept.certificate(), der(&first));
-    assert_eq!(kept.0.conn.alpn_protocol(), Some(b"http/1.1".as_slice()));
+    assert_eq!(kept.0.0.conn.alpn_protocol(), Some(b"http/1.1".as_slice()));
 
     let env = String::from_utf8(run(&files.state, &["env", "admin"]).stdout).unwrap();
     let ca = files.authority.canonicalize().unwrap();
@@ -146,7 +135,7 @@ fn a_certificate_is_replaced_while_connections_go_on() {
 
     // Half of a new pair changes nothing.
     write(&files.chain, &second.0).unwrap();
-    let log = || std::fs::read_to_string(files.state.join("log")).unwrap();
+    let log = || std::fs::read_to_string(files.state.join("door/log")).unwrap();
     let begin = Instant::now();
     while !log().contains("the certificate of before is kept") {
         assert!(begin.elapsed() < RELOAD_MAX, "{}", log());
