@@ -61,7 +61,7 @@ async fn serve(directory: &Directory, words: &DoorRun) -> Result<()> {
     keeper.set_nonblocking(true)?;
     let keeper = tokio::net::UnixStream::from_std(keeper)?;
     let (drain, stop) = watch::channel(None);
-    let door = Door::default();
+    let door = Door::with(Some(directory.door()));
     let https = tls.is_some();
     let serving = async {
         let renewed = follow(tls.clone());

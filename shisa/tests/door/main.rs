@@ -7,3 +7,4 @@ mod kept;
 mod support;
 mod tls;
 mod upgrade;
+mod upload;
