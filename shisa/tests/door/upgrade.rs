@@ -178,6 +178,24 @@ fn no_request_fails_while_the_door_is_replaced() {
 }
 
 #[test]
+fn the_log_has_the_address_that_the_door_saw() {
+    let state = state();
+    let cloud = Cloud::up(&state.path);
+    let token = cloud.token(&state.path);
+    let forged = [
+        ("x-auth-token", token.as_str()),
+        ("x-forwarded-for", "198.51.100.66"),
+        ("x-shisa-mutation", "forged"),
+    ];
+    let project = json!({"project": {"name": "from-somewhere"}});
+    assert_eq!(cloud.call_with("POST", "/identity/v3/projects", &forged, project).0, 201);
+    let log = String::from_utf8(run(&state.path, &["store", "log", "--last", "20"]).stdout).unwrap();
+    let line = log.lines().find(|line| line.contains("POST /v3/projects")).unwrap_or_else(|| panic!("{log}"));
+    assert!(line.contains("  127.0.0.1  ") && !log.contains("198.51.100.66"), "{log}");
+    cloud.stop();
+}
+
+#[test]
 fn a_door_that_is_killed_is_there_again() {
     let state = state();
     let cloud = Cloud::up(&state.path);
