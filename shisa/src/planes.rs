@@ -414,6 +414,8 @@ impl Planes {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
+            // Ctrl-C is for the keeper, which lets a plane finish what the door still asks.
+            .process_group(0)
             .spawn()
             .map_err(|e| Error::unavailable(format!("{} cannot be started", binary.display())).because(e))?;
         let said = Arc::new(Plain::default());

@@ -196,6 +196,32 @@ fn the_log_has_the_address_that_the_door_saw() {
 }
 
 #[test]
+fn what_was_asked_before_ctrl_c_is_answered() {
+    let state = state();
+    let cloud = Cloud::up(&state.path);
+    let token = cloud.token(&state.path);
+    let (status, _, image) = cloud.call(
+        "POST",
+        "/image/v2/images",
+        &token,
+        json!({"name": "slow", "disk_format": "raw", "container_format": "bare"}),
+    );
+    assert_eq!(status, 201, "{image}");
+    let mut upload = open(&cloud);
+    let path = format!("/image/v2/images/{}/file", image["id"].as_str().unwrap());
+    let head = format!("PUT {path} HTTP/1.1\r\nhost: cloud.example\r\nx-auth-token: {token}\r\n");
+    write!(upload.0, "{head}content-type: application/octet-stream\r\ncontent-length: 9\r\n\r\nfirst")
+        .unwrap();
+    // It is at the plane, or will be.
+    let stopping = std::thread::spawn(move || cloud.stop());
+    std::thread::sleep(Duration::from_millis(500));
+    write!(upload.0, "last").unwrap();
+    let answer = upload.answer().unwrap();
+    assert_eq!((answer.status, answer.close), (204, true), "{answer:?}");
+    assert!(stopping.join().unwrap().contains("stopped"));
+}
+
+#[test]
 fn a_door_that_is_killed_is_there_again() {
     let state = state();
     let cloud = Cloud::up(&state.path);
