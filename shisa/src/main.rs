@@ -26,6 +26,7 @@ mod nodes;
 mod plane;
 mod planes;
 mod progress;
+mod pulse;
 mod range;
 mod records;
 mod rollout;
