@@ -416,6 +416,8 @@ impl Planes {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
+            // Ctrl-C is for the keeper, which lets a plane finish what the door still asks.
+            .process_group(0)
             .spawn()
             .map_err(|e| Error::unavailable(format!("{} cannot be started", binary.display())).because(e))?;
         let said = Arc::new(Plain::default());
@@ -600,8 +602,8 @@ impl Planes {
     }
 }
 
-/// Passes on what a plane says to the person, and remembers the last of it.
-async fn listen_to(stderr: ChildStderr, said: Arc<Plain<String>>) {
+/// Passes on what a process says to the person, and remembers the last of it.
+pub async fn listen_to(stderr: ChildStderr, said: Arc<Plain<String>>) {
     let mut lines = BufReader::new(stderr).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         // Its last sentence comes back as an error.
