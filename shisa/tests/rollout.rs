@@ -112,9 +112,10 @@ fn a_new_binary_comes_and_goes_and_comes_and_no_request_fails() {
     println!("{text}{all} requests, {failed} failed");
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     assert!(all > 20 && failed == 0, "{failed} of {all} failed");
-    for step in ["start", "digest", "reads", "cost", "switch", "bake"] {
+    for step in ["start", "digest", "reads", "changes", "cost", "switch", "bake"] {
         assert!(text.contains(&format!(" s  {step} ")), "{step} is not in:\n{text}");
     }
+    assert!(text.contains(" changes of clients are equal when tried again"), "{text}");
     assert!(text.contains("was drained") && text.contains("0 of "), "{text}");
     assert!(ground.is("green", "active", &candidate) && ground.is("blue", "standby", "shisa"));
     let show = said(&run(&ground.state, &["rollout", "show"]));

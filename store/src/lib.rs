@@ -22,6 +22,7 @@ pub mod lease;
 mod log;
 mod record;
 mod state;
+mod trial;
 mod tx;
 mod watch;
 
@@ -29,9 +30,10 @@ pub use cell::{CURRENT_MAX, Cell, Options};
 pub use drive::{Role, Steps};
 pub use engine::Engine;
 pub use index::{Index, IndexKey, IndexPart};
-pub use log::{Cause, Change, Entry, Revision, Written};
+pub use log::{Asked, Cause, Change, Entry, Revision, Written};
 pub use record::{Derived, Key, Record, Schema};
 pub use state::{Digest, State};
+pub use trial::{Drawn, Trials, Tried};
 pub use tx::{Broken, Tx};
 pub use watch::{News, Watch};
 

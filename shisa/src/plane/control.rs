@@ -1,7 +1,7 @@
 //! What the keeper of planes asks of a plane and tells it, over a socket that only its user opens.
 
-use super::broken;
 use super::services::Services;
+use super::{again, broken};
 use crate::first;
 use api::{Faults, Query, Reply, listen};
 use base::{Error, Result, Secret};
@@ -86,6 +86,10 @@ async fn answer(services: &Services, name: &str, request: Request<Incoming>) -> 
         (&Method::POST, "/first") => {
             let first: First = api::call::parse(&body)?;
             first::start(cell, Secret::new(first.password_hash), first.range).await?;
+        }
+        (&Method::POST, "/again") => {
+            cell.current().await?;
+            return Ok(Reply::ok(&again::answer(services, &api::call::parse(&body)?).await?));
         }
         (&Method::GET, "/digests") => {
             cell.current().await?;

@@ -12,6 +12,7 @@
 //! planes/NAME/log
 //! ```
 
+pub mod again;
 mod broken;
 mod control;
 pub mod services;

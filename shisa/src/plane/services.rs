@@ -16,7 +16,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use storage::image::files::{LostUploadsReset, UnownedFilesRemoved};
 use store::cipher::CellKey;
-use store::{Cell, Options, Schema, engine};
+use store::{Cause, Cell, Options, Schema, engine};
 use tokio::net::UnixListener;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -85,6 +85,13 @@ impl Services {
     /// Keeps the documents up with the log, for ever.
     pub async fn follow(&self) {
         self.fleet.follow().await;
+    }
+
+    /// Takes a step of the log as it was taken then: within a trial, where nothing counts.
+    ///
+    /// Errors: `Invalid` with the reason when it cannot be taken.
+    pub async fn step_again(&self, cause: &Cause) -> Result<()> {
+        self.fleet.again(cause).await
     }
 
     /// What the owner of the cell does, for as long as the set lives: the loops that keep things true, and nodes, those

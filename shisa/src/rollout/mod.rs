@@ -3,19 +3,20 @@
 //! It runs in the process that is up and keeps the planes; whoever started it only watches.
 //!
 //! ```text
-//! start -> digest -> reads -> cost -> switch -> bake -> active --finalise--> finalised
-//!   |        |         |       |        |        |        |
-//!   +--------+---------+-------+--------+        |        +--rollback--> rolled back
-//!                  v                             v
+//! start -> digest -> reads -> changes -> cost -> switch -> bake -> active --finalise--> finalised
+//!   |        |         |         |        |        |        |        |
+//!   +--------+---------+---------+--------+--------+        |        +--rollback--> rolled back
+//!                        v                                  v
 //!              withdraw: stopped       back, withdraw: taken back
 //! ```
 //!
 //! The candidate follows and does not stand by. Each gate and switch is a step in `record`; `gates` are before the
 //! switch, `bake` watches after it. `shisa plane rollback` ends a rollout that goes on the same way as a trigger does.
 //!
-//! Deliberately absent: a rehearsal of the way back, the conformance suite on a copy, log entries tried again.
+//! Deliberately absent: a rehearsal of the way back, the conformance suite on a copy.
 
 mod bake;
+mod changes;
 pub mod command;
 mod gates;
 mod record;
@@ -35,8 +36,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use tokio::task::AbortHandle;
 
 /// What no gate tries.
-const NOT_REHEARSED: &str = "the way back before the switch, the conformance suite on a copy of the records, log entries tried again on \
-     the candidate; the front door and the nodes of this process keep their binary until the next `shisa up`";
+const NOT_REHEARSED: &str = "the way back before the switch, the conformance suite on a copy of the records; the front door and the nodes of this process keep their binary until the next `shisa up`";
 /// A switch back is tried again for so long; a plane that ended is followed by the other one meanwhile.
 const BACK_MAX: Duration = Duration::from_secs(10);
 /// A plane that is to stand by may be loading.
@@ -242,6 +242,7 @@ impl Run {
             Ok(detail)
         };
         self.step("reads", "", self.steady(&seats, compared)).await?;
+        self.step("changes", "", self.steady(&seats, sides.changes())).await?;
         self.step("cost", "", self.steady(&seats, sides.cost(&reads))).await
     }
 
