@@ -124,7 +124,8 @@ planes-test-broken: deps-test ## that planes-test finds an owner that is not fen
 	done
 
 # Each broken candidate with the step of a rollout that must find it.
-CANDIDATES := break-digest:digest break-answer:reads break-panic:reads break-change:changes break-slow:cost break-leak:cost break-after:bake
+CANDIDATES := break-digest:digest break-answer:reads break-panic:reads break-change:changes break-slow:cost break-leak:cost \
+  break-contract:conformance break-back:rehearsal break-after:bake
 
 rollout-test-broken: deps ## that a rollout finds candidates that are broken on purpose, before or after the switch
 	@mkdir -p $(TARGET)/broken; \

@@ -112,8 +112,23 @@ fn empty(url: &str) -> Result<()> {
     }
 }
 
-/// Copies as of one revision, and compares what arrived.
+/// Copies as of one revision, and compares what arrived; says what it does.
 fn copy(from: &str, to: &str, progress: &Progress) -> Result<()> {
+    copied(from, to, &mut |about, text| progress.step(about, text)).map(drop)
+}
+
+/// How many records a store has.
+pub fn count(url: &str) -> Result<u64> {
+    let mut count = 0;
+    engine::open(url)?.images(&mut |_, _, _| {
+        count += 1;
+        Ok(())
+    })?;
+    Ok(count)
+}
+
+/// Copies as of one revision, and compares what arrived; the number of records. `tell` hears how far it is.
+pub fn copied(from: &str, to: &str, tell: &mut dyn FnMut(&str, String)) -> Result<u64> {
     let mut target = engine::open(to)?;
     let after = engine::open(from)?.sign()?.epoch;
     let (rows, read) = mpsc::sync_channel(ROWS_MAX);
@@ -131,7 +146,7 @@ fn copy(from: &str, to: &str, progress: &Progress) -> Result<()> {
     let mut told = read.into_iter().inspect(|_| {
         count += 1;
         if count % TELL_EVERY == 0 {
-            progress.step("copy", format_args!("{count} records"));
+            tell("copy", format!("{count} records"));
         }
     });
     let filled = fill(target.as_mut(), "shisa store", after, &mut told);
@@ -140,14 +155,14 @@ fn copy(from: &str, to: &str, progress: &Progress) -> Result<()> {
     let source = reader.join().map_err(|_| Error::internal("the reader of the store panicked"))?;
     let head = filled?;
     let (source, sent) = source?;
-    progress.step("copy", format_args!("{count} records as of revision {}", source.revision));
+    tell("copy", format!("{count} records as of revision {}", source.revision));
     let arrived = digests(target.as_mut())?;
     if sent != arrived {
         return Err(Error::internal(format!("{} does not have what was sent", engine::shown(to))));
     }
     target.close();
-    progress.step("verify", format_args!("{} kinds are equal in both; epoch {}", arrived.len(), head.epoch));
-    Ok(())
+    tell("verify", format!("{} kinds are equal in both; epoch {}", arrived.len(), head.epoch));
+    Ok(count)
 }
 
 fn digests(engine: &mut dyn Engine) -> Result<Digests> {

@@ -8,7 +8,8 @@
 //! process      who that is, and where it listens
 //! state.db     records (state.db-owner is locked by the plane that writes); cell.key opens their secrets
 //! planes/NAME/ sockets and log of a plane
-//! rollouts.json  what became of the last rollouts
+//! rollouts.json  what became of the last rollouts; conformance.log is what a suite of theirs said
+//! rehearsal/   a copy of the cloud, while a rollout tries things on it
 //! control      where `shisa plane` and `shisa rollout` ask the process that is up
 //! clouds.yaml  for the clients; demo.key logs in to the demo server
 //! storage/     bytes of images
@@ -36,7 +37,9 @@ use uuid::Uuid;
 /// The format of the directory. A larger one in `cloud.json` is of a newer version.
 pub const FORMAT: u32 = 1;
 /// Names that are ours: `wipe` removes these and nothing else.
-const OURS: [&str; 20] = [
+const OURS: [&str; 22] = [
+    "rehearsal",
+    "conformance.log",
     "process",
     "control",
     "rollouts.json",
@@ -137,6 +140,15 @@ impl Directory {
 
     pub fn rollouts(&self) -> PathBuf {
         self.path.join("rollouts.json")
+    }
+
+    /// Where a rollout's copy of the cloud stands.
+    pub fn rehearsal(&self) -> PathBuf {
+        self.path.join("rehearsal")
+    }
+
+    pub fn conformance_log(&self) -> PathBuf {
+        self.path.join("conformance.log")
     }
 
     pub fn key(&self) -> PathBuf {

@@ -82,7 +82,10 @@ async fn answer(services: &Services, name: &str, request: Request<Incoming>) -> 
         }
         (&Method::POST, "/stand-by") => cell.stand_by(api::call::parse::<StandBy>(&body)?.yes),
         (&Method::POST, "/died") => cell.died(api::call::parse::<Died>(&body)?.epoch),
-        (&Method::POST, "/release") => cell.release().await?,
+        (&Method::POST, "/release") => {
+            broken::release()?;
+            cell.release().await?;
+        }
         (&Method::POST, "/first") => {
             let first: First = api::call::parse(&body)?;
             first::start(cell, Secret::new(first.password_hash), first.range).await?;
