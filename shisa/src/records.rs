@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use store::copy::{Row, fill};
 use store::engine::{self, Tail};
 use store::lease::LEASE_MS;
-use store::{Digest, Engine};
+use store::{Digest, Engine, Form};
 
 /// Rows on their way from one store to another.
 const ROWS_MAX: usize = 1_000;
@@ -184,7 +184,7 @@ fn verify(directory: &Directory, url: &str, progress: &Progress) -> Result<()> {
         format_args!("revision {}, epoch {}, {}", sign.revision, sign.epoch, engine::shown(url)),
     );
     let cell = services::open(directory, url, "verify")?;
-    let read = cell.digests(cell.read().revision())?;
+    let read = cell.digests(cell.read().revision(), Form::Written)?;
     cell.close();
     let mut unknown = 0;
     for (kind, digest) in &raw {

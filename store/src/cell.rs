@@ -7,7 +7,7 @@ use crate::lane::{Job, Shared, not_owner, passes, unknown};
 use crate::lease::{LEASE_MS, Lease, monotonic};
 use crate::log::{Cause, Revision};
 use crate::record::Schema;
-use crate::state::{Digest, State};
+use crate::state::{Digest, Form, State};
 use crate::trial::{self, Drawn, Trials};
 use crate::tx::Tx;
 use crate::watch::{Published, Watch};
@@ -252,11 +252,11 @@ impl Cell {
     /// How many records there are of each kind at a revision, and a sum over them.
     ///
     /// Errors: `NotFound` when the state of that revision is no longer remembered, or not yet there.
-    pub fn digests(&self, revision: Revision) -> Result<BTreeMap<&'static str, Digest>> {
+    pub fn digests(&self, revision: Revision, form: Form) -> Result<BTreeMap<&'static str, Digest>> {
         let state = self.inner.shared.published.state_at(revision);
         let state =
             state.ok_or_else(|| Error::not_found(format!("Revision {revision} is not remembered.")))?;
-        with_cipher(&self.inner.shared.cipher, || state.digests())
+        with_cipher(&self.inner.shared.cipher, || state.digests(form))
     }
 
     /// Watches the log from just after `after`.

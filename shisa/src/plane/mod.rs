@@ -17,7 +17,7 @@ mod broken;
 mod control;
 pub mod services;
 
-pub use control::{First, Word};
+pub use control::{First, SORTED, Word};
 
 use crate::cli;
 use crate::logging;

@@ -26,9 +26,16 @@ use uuid::Uuid;
 /// Bytes of an image that are read at a time.
 const CHUNK: usize = 256 << 10;
 
+/// The record format that this version writes once a rollout to it is finalised (`store::format`): raised with the first
+/// new kind or value of an enum after a release.
+const FORMAT: u32 = if cfg!(feature = "next-format") { 2 } else { 1 };
+/// The oldest that it can write as: the one of the release before.
+const EMULATES: u32 = 1;
+
 /// The kinds of records of all services, lower rows first.
 fn schema() -> Schema {
-    let schema = fleet::records(identity::records(Schema::default()));
+    let schema = Schema::default().formats(EMULATES, FORMAT);
+    let schema = fleet::records(identity::records(schema));
     compute::records(storage::records(network::records(schema)))
 }
 

@@ -30,10 +30,12 @@ use crate::state::Directory;
 use base::{Error, Result};
 use gates::Sides;
 use ground::Ground;
+use hyper::Method;
 use record::{Book, Mark, now};
 pub use record::{Outcome, Rollout, Seat};
 use rehearsal::Stage;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex as Plain};
 use std::time::{Duration, Instant};
@@ -49,6 +51,8 @@ const LEFT_OUT: &str = "the way back and the conformance suite on a copy (--with
 const BACK_MAX: Duration = Duration::from_secs(10);
 /// A plane that is to stand by may be loading.
 const READY_MAX: Duration = Duration::from_secs(120);
+/// One transaction.
+const RAISE_MAX: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// What a rollout is asked for with.
@@ -191,6 +195,7 @@ impl Rollouts {
         }
         let run = Run { inner: self.inner.clone(), rollout: last };
         run.step("finalise", "", run.replace(&run.rollout.from.name, &run.rollout.to.binary)).await?;
+        run.step("format", "", run.raise()).await?;
         run.inner.book.close(Outcome::Finalised);
         self.last().ok_or_else(none)
     }
@@ -428,6 +433,19 @@ impl Run {
             tokio::time::sleep(LOOK_EVERY).await;
         }
         Ok(())
+    }
+
+    /// What the new version brings to the records may be used from now on: no plane of the one before is left.
+    async fn raise(&self) -> Result<String> {
+        let planes = self.planes();
+        let said = planes.ask(self.candidate(), Method::POST, "/finalise", &Value::Null, RAISE_MAX).await?;
+        let (before, now) = (&said["before"], &said["format"]);
+        Ok(match before == now {
+            true => format!("the records stay in format {now}"),
+            false => {
+                format!("the records are of format {now}, of {before} before: older versions refuse them")
+            }
+        })
     }
 
     /// A plane that is not active gets another binary, and stands by.
