@@ -24,6 +24,7 @@ mod nodes;
 mod plane;
 mod planes;
 mod progress;
+mod pulse;
 mod range;
 mod records;
 mod rollout;
