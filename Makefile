@@ -21,7 +21,7 @@ TEST_PROGRAMS := busybox:busybox iperf3:iperf3
 BENCH_PROGRAMS := iperf3:iperf3 jq:jq sockperf:sockperf ethtool:ethtool
 
 .PHONY: help deps deps-test deps-bench cargo build up down guest clients test acceptance fabric-test fabric-test-debian \
-  fabric-test-broken planes-test planes-test-broken rollout-test-broken gate bench bench-store bench-nodes bench-network bench-fabric bench-fabric-node \
+  fabric-test-broken planes-test planes-test-broken rollout-test-broken formats-test gate bench bench-store bench-nodes bench-network bench-fabric bench-fabric-node \
   conformance clean
 
 help: ## this list
@@ -124,7 +124,8 @@ planes-test-broken: deps-test ## that planes-test finds an owner that is not fen
 	done
 
 # Each broken candidate with the step of a rollout that must find it.
-CANDIDATES := break-digest:digest break-answer:reads break-panic:reads break-slow:cost break-leak:cost break-after:bake
+CANDIDATES := break-digest:digest break-answer:reads break-panic:reads break-change:changes break-slow:cost break-leak:cost \
+  break-contract:conformance break-back:rehearsal break-after:bake
 
 rollout-test-broken: deps ## that a rollout finds candidates that are broken on purpose, before or after the switch
 	@mkdir -p $(TARGET)/broken; \
@@ -136,6 +137,20 @@ rollout-test-broken: deps ## that a rollout finds candidates that are broken on 
 	    cargo test -q -p shisa --test rollout -- --ignored --nocapture 2>&1) || { echo "$$said"; echo "$${fault%:*}: FAILED"; exit 1; }; \
 	  echo "$${fault%:*}: $$(grep '^rollout 1 did not end' <<<"$$said")"; \
 	done
+
+# The version before this one: the last tag, else what main was before its last merge.
+LAST ?= $(shell git describe --tags --abbrev=0 2>/dev/null || git rev-parse --verify -q main^1 || git rev-parse HEAD^1)
+
+# The last release is built in a target of its own: cargo takes packages of one name and version for the same.
+formats-test: deps ## two versions over one store that take turns: this one with a later format, and the last release with this one
+	@mkdir -p $(TARGET)/formats; tree=$(abspath $(TARGET))/formats/tree; \
+	trap 'git worktree remove --force "$$tree" 2>/dev/null; cargo build -q -p shisa' EXIT; \
+	cargo build -q -p shisa --features next-format && cp $(TARGET)/debug/shisa $(TARGET)/formats/next || exit 1; \
+	git worktree remove --force "$$tree" 2>/dev/null; git worktree add -q --detach "$$tree" $(LAST) || exit 1; \
+	built=$(abspath $(TARGET))/formats/last-target; (cd "$$tree" && CARGO_TARGET_DIR=$$built cargo build -q -p shisa) && \
+	  cp $$built/debug/shisa $(TARGET)/formats/last || exit 1; \
+	SHISA_NEXT=$(abspath $(TARGET))/formats/next SHISA_LAST=$(abspath $(TARGET))/formats/last \
+	  cargo test -p shisa --test formats -- --ignored --nocapture --test-threads 1
 
 gate: deps ## format, lints, tests: cheapest first
 	cargo fmt --all --check

@@ -3,14 +3,21 @@
 use crate::policy::{Policy, Target};
 use crate::reply::ByteStream;
 use crate::version::Version;
+use base::context::Who;
 use base::{Context, Error, Result, Secret};
 use bytes::Bytes;
 use http::{HeaderMap, Method};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
-use store::{Cause, Cell, Tx};
+use store::{Asked, Cause, Cell, Tx};
+
+/// Headers that what a request changes may depend on.
+const HEADERS_KEPT: [&str; 4] = ["if-match", "x-openstack-append", "x-subject-token", "content-type"];
+/// What a body nearly always is, and so is not kept.
+const USUAL_TYPE: &str = "application/json";
 
 /// A request that has passed token, version and rule.
 pub struct Call {
@@ -29,6 +36,9 @@ pub struct Call {
     /// The rule of the route, for errors and for the target of finer rules.
     pub rule: &'static str,
     pub(crate) policy: Arc<Policy>,
+    /// Path and query as they came.
+    pub(crate) uri: String,
+    pub(crate) streamed: bool,
     pub(crate) body: Bytes,
     pub(crate) stream: Mutex<Option<ByteStream>>,
 }
@@ -90,6 +100,20 @@ impl Call {
             version: self.version.to_string(),
             mutation: String::new(),
             body: (!self.body.is_empty()).then(|| Secret::new(String::from_utf8_lossy(&self.body))),
+            asked: Some(Arc::new(self.asked())),
+        }
+    }
+
+    fn asked(&self) -> Asked {
+        let kept = HEADERS_KEPT.iter().filter_map(|name| {
+            let value = self.headers.get(*name)?.to_str().ok().filter(|value| *value != USUAL_TYPE)?;
+            Some((name.to_string(), Secret::new(value)))
+        });
+        Asked {
+            uri: self.uri.clone(),
+            holder: Who::clone(&self.cx.who),
+            headers: kept.collect::<BTreeMap<_, _>>(),
+            streamed: self.streamed,
         }
     }
 

@@ -12,9 +12,10 @@ use base::{Error, Kind, Result};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use http::{HeaderMap, Method, Request, Response};
-use http_body_util::{BodyExt, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use std::sync::Arc;
+use store::Cause;
 
 /// What `identity` answers: who holds this token.
 pub trait Identity: Send + Sync {
@@ -73,7 +74,11 @@ impl Api {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let request_id: Arc<str> = format!("req-{}", uuid::Uuid::new_v4()).into();
+        let known = parts.extensions.get::<Known>().cloned();
+        let request_id: Arc<str> = match &known {
+            Some(known) => known.request.clone(),
+            None => format!("req-{}", uuid::Uuid::new_v4()).into(),
+        };
         strip_identity(&mut parts.headers);
         let origin = self.origin(&parts);
         let path = percent_encoding::percent_decode_str(parts.uri.path()).decode_utf8_lossy().into_owned();
@@ -94,6 +99,15 @@ impl Api {
             _ => service.faults.reply(&error, &request_id),
         });
         finish(reply, Some(service), &request_id, version)
+    }
+
+    /// Answers a request of the log as if it came now, on behalf of whom it came from then: within a trial, where
+    /// nothing that it changes counts.
+    ///
+    /// Errors: `Invalid` with the reason when the log does not keep enough of it.
+    pub async fn again(&self, cause: &Cause) -> Result<Response<Body>> {
+        let (parts, body) = kept(cause)?;
+        Ok(self.respond(parts, Full::new(body)).await)
     }
 
     #[allow(clippy::too_many_arguments, reason = "the parts of one request, taken apart once")]
@@ -117,7 +131,10 @@ impl Api {
             segments.remove(1);
         }
         let version = match &service.microversions {
-            Some(offered) => offered.negotiate(&parts.headers)?,
+            Some(offered) => match parts.extensions.get::<Known>() {
+                Some(known) => known.version,
+                None => offered.negotiate(&parts.headers)?,
+            },
             None => Version::default(),
         };
         *stamped = Some(version);
@@ -134,7 +151,10 @@ impl Api {
             })?;
         rows.retain(|row| row.since <= version && version <= row.until);
         let first = *rows.first().ok_or_else(|| Error::not_found("The resource could not be found."))?;
-        let who = self.who(first, &parts.headers)?;
+        let who = match parts.extensions.get::<Known>() {
+            Some(known) => known.who.clone(),
+            None => self.who(first, &parts.headers)?,
+        };
         let (bytes, stream) = read_body(first, body).await?;
         let row = pick(&rows, &bytes)?;
         let cx = Context { who, request: request_id.clone(), everywhere: false };
@@ -144,6 +164,8 @@ impl Api {
             path: format!("/{}", segments.join("/")),
             params: row.params(&segments),
             query: Query::parse(parts.uri.query().unwrap_or("")),
+            uri: parts.uri.path_and_query().map_or("/", |uri| uri.as_str()).into(),
+            streamed: row.streamed,
             headers: parts.headers,
             version,
             base: format!("{origin}{}", service.prefix),
@@ -214,6 +236,37 @@ impl Api {
             .collect();
         Reply::ok(&serde_json::json!({"shisa": env!("CARGO_PKG_VERSION"), "services": services}))
     }
+}
+
+/// What the log says of a request that is tried again. No client can say it: it is no header.
+#[derive(Clone)]
+struct Known {
+    request: Arc<str>,
+    version: Version,
+    who: Arc<Who>,
+}
+
+/// A request out of the log.
+fn kept(cause: &Cause) -> Result<(http::request::Parts, Bytes)> {
+    let bad = |what: &str| Error::invalid(format!("its {what} is not kept as it was"));
+    let asked = cause.asked.as_ref().ok_or_else(|| bad("way"))?;
+    if asked.streamed {
+        return Err(Error::invalid("its body was a stream, which the log does not keep"));
+    }
+    let known = Known {
+        request: cause.id.as_str().into(),
+        version: cause.version.parse().map_err(|_| bad("version"))?,
+        who: Arc::new(asked.holder.clone()),
+    };
+    let method = cause.route.split(' ').next().unwrap_or_default();
+    let body = cause.body.as_ref().map(|body| Bytes::from(body.expose().to_string())).unwrap_or_default();
+    let mut request = Request::builder().method(method).uri(asked.uri.as_str()).extension(known);
+    request = request.header("host", "plane");
+    for (name, value) in &asked.headers {
+        request = request.header(name, value.expose());
+    }
+    let request = request.body(()).map_err(|e| bad("way").because(e))?;
+    Ok((request.into_parts().0, body))
 }
 
 const NEEDS_TOKEN: &str = "The request you have made requires authentication.";

@@ -3,6 +3,7 @@
 use base::{Error, Kind, Result};
 use http::HeaderMap;
 use std::fmt;
+use std::str::FromStr;
 
 /// A microversion such as 2.37.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -19,6 +20,14 @@ pub const fn v(major: u16, minor: u16) -> Version {
 impl fmt::Display for Version {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+impl FromStr for Version {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Version> {
+        parse(text).ok_or_else(|| Error::invalid("this is no version"))
     }
 }
 

@@ -1,10 +1,11 @@
 //! Who asks: made once per request by `api` from the token, and handed to every verb.
 
 use crate::id::{DomainId, ProjectId, UserId};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// Where a token is good for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Scope {
     #[default]
     Unscoped,
@@ -17,7 +18,8 @@ pub enum Scope {
 }
 
 /// What a checked token says of its holder.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Who {
     pub user: UserId,
     pub user_name: String,

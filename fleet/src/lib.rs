@@ -32,10 +32,11 @@ pub use silent::SilentNodesClosed;
 
 use base::join::{Answer, Ask, Question};
 use base::node::{Document, Hello, Known, Patch, Report, SectionKey};
-use base::{Error, Result};
+use base::{Error, Result, Secret};
 use document::Documents;
 use heard::Heard;
 use question::Questions;
+use serde::Serialize;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -106,7 +107,29 @@ impl Fleet {
     /// A node says what it is; its record is made or brought up to date.
     pub async fn hello(&self, hello: Hello) -> Result<()> {
         self.heard(&hello.name);
-        self.inner.cell.write(Cause::step("hello"), move |tx| node::join(tx, &hello)).await
+        self.join(hello).await
+    }
+
+    async fn join(&self, hello: Hello) -> Result<()> {
+        let cause = step("hello", &hello.name, &hello);
+        self.inner.cell.write(cause, move |tx| node::join(tx, &hello)).await
+    }
+
+    /// What a node said, as the log keeps it, once more: within a trial, where nothing counts.
+    ///
+    /// Errors: `Invalid` with the reason when it cannot be said again.
+    pub async fn again(&self, cause: &Cause) -> Result<()> {
+        let said = cause.body.as_ref().map(Secret::expose).unwrap_or_default();
+        let bad =
+            |e| Error::invalid(format!("what the node said in its {} is not kept", cause.route)).because(e);
+        let outcome = match cause.route.as_str() {
+            "hello" => self.join(serde_json::from_str(said).map_err(bad)?).await,
+            "report" => self.reported(&cause.who, serde_json::from_str(said).map_err(bad)?).await.map(drop),
+            other => return Err(Error::invalid(format!("nobody knows how to take the step {other} again"))),
+        };
+        // It is compared, not told.
+        drop(outcome);
+        Ok(())
     }
 
     /// What a node is told at a state: to look at it. The node itself asks by `document`.
@@ -130,18 +153,24 @@ impl Fleet {
     /// Errors: `Conflict` when the node is not known: it says hello and reports everything.
     pub async fn report(&self, node: &str, report: Report) -> Result<()> {
         self.heard(node);
+        if self.reported(node, report).await? {
+            self.say_slow(node);
+        }
+        Ok(())
+    }
+
+    /// Whether its kernel is found to be slow.
+    async fn reported(&self, node: &str, report: Report) -> Result<bool> {
         let (name, inner) = (node.to_string(), self.inner.clone());
+        let cause = step("report", node, &report);
         let (sinks, report) = (inner.sinks.clone(), Arc::new(report));
-        let write = self.inner.cell.write(Cause::step("report"), move |tx| {
+        let write = self.inner.cell.write(cause, move |tx| {
             let known = tx.one(&node::BY_NAME, name.as_str()).map(|node| node.id);
             let id = known.ok_or_else(|| Error::conflict(format!("The node {name} is not known.")))?;
             sinks.iter().try_for_each(|sink| sink(tx, &name, &report))?;
             report.costs.map_or(Ok(false), |costs| node::measured(tx, &id, costs))
         });
-        if write.await? {
-            self.say_slow(node);
-        }
-        Ok(())
+        write.await
     }
 
     /// Says what a node is slow at.
@@ -217,4 +246,10 @@ impl Fleet {
     pub fn cell(&self) -> &Cell {
         &self.inner.cell
     }
+}
+
+/// Why a node's word is written, with the word.
+fn step(name: &str, node: &str, said: &impl Serialize) -> Cause {
+    let body = serde_json::to_string(said).ok().map(Secret::new);
+    Cause { who: node.into(), body, ..Cause::step(name) }
 }

@@ -69,7 +69,7 @@ pub fn bootstrap(tx: &mut Tx, new: &Bootstrap) -> Result<()> {
         assignment::create(tx, &cx, grant)?;
     }
     if tx.get::<Region>(&new.region).is_none() {
-        let region = Region { id: new.region.clone(), fields: RegionFields::default() };
+        let region = Region::new(new.region.clone(), RegionFields::default());
         catalog::create_region(tx, &cx, region)?;
     }
     new.endpoints.iter().try_for_each(|(kind, name, url)| service(tx, &cx, &new.region, kind, name, url))

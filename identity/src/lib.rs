@@ -65,6 +65,8 @@ impl App {
 
 /// The kinds of records that this service keeps.
 pub fn records(schema: Schema) -> Schema {
+    #[cfg(feature = "next-format")]
+    let schema = schema.record::<catalog::next::Seen>();
     schema
         .record::<limit::Limit>()
         .record::<domain::Domain>()

@@ -349,6 +349,13 @@ pub struct RolloutStart {
     /// The new version's program; not the file that the active plane runs
     #[arg(long, value_name = "PATH")]
     pub binary: PathBuf,
+    /// A command that tries the candidate on a copy of the cloud, instead of the built-in suite: it is run by /bin/sh
+    /// with OS_AUTH_URL and its companions, and its exit code decides
+    #[arg(long, value_name = "COMMAND")]
+    pub conformance: Option<String>,
+    /// Try nothing on a copy of the cloud: no conformance, no rehearsal of the way back
+    #[arg(long, conflicts_with = "conformance")]
+    pub without_copy: bool,
     /// How long it is watched after the switch, and taken back when something goes wrong: 30s, 10m, 1h
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = seconds)]
     pub bake: i64,

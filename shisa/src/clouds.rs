@@ -13,7 +13,7 @@ use std::path::PathBuf;
 /// The names of our entries start with this.
 const PREFIX: &str = "shisa-";
 pub const REGION: &str = "RegionOne";
-const DOMAIN: &str = "Default";
+pub const DOMAIN: &str = "Default";
 /// The field with a file of certificates.
 pub const AUTHORITY: &str = "cacert";
 /// Characters of a password, five bits each.

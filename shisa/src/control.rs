@@ -87,7 +87,7 @@ async fn answer(
             Ok(Reply::ok(&rollouts.last().ok_or_else(none)?))
         }
         (&Method::POST, ["rollouts", "last", "rollback"]) => Ok(Reply::ok(&rollouts.rollback().await?)),
-        (&Method::POST, ["rollouts", "last", "finalise"]) => Ok(Reply::ok(&rollouts.finalise().await?)),
+        (&Method::POST, ["rollouts", "last", "finalise"]) => Ok(Reply::ok(&rollouts.finalise(doors).await?)),
         _ => Err(Error::not_found("there is no such control")),
     }
 }

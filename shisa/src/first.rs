@@ -42,6 +42,8 @@ fn make(tx: &mut Tx, new: &Bootstrap, range: Ipv4Net) -> Result<()> {
     if done(tx) {
         return Ok(());
     }
+    // Nobody has to go back to a version before.
+    store::format::finalise(tx)?;
     bootstrap(tx, new)?;
     for (id, name, vcpus, ram_mib, disk_gib) in FLAVORS {
         tx.put(Flavor::simple(id, name, vcpus, ram_mib, disk_gib))?;

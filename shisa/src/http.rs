@@ -80,6 +80,34 @@ impl Client {
         Ok(self.send(method, path, body, "application/json").await?.1)
     }
 
+    /// The status, whatever it is, and the answer.
+    pub async fn status(&self, method: Method, path: &str, body: &Value) -> Result<(u16, Value)> {
+        let body = if body.is_null() { empty() } else { json_body(body) };
+        let about = format!("{method} {path}");
+        let call = self.exchange(method, path, body, "application/json");
+        let late = |e| Error::unavailable(format!("{about} was not answered in time")).because(e);
+        let (status, _, value) = tokio::time::timeout(CALL_MAX, call).await.map_err(late)??;
+        Ok((status.as_u16(), value))
+    }
+
+    /// The answer, which must have this status.
+    ///
+    /// Errors: `Conflict` when it has another.
+    pub async fn expect(&self, method: Method, path: &str, body: &Value, status: u16) -> Result<Value> {
+        let about = format!("{method} {path}");
+        match self.status(method, path, body).await? {
+            (is, value) if is == status => Ok(value),
+            (is, value) => {
+                Err(Error::conflict(format!("{about} was answered {is}, not {status}: {}", fault(&value))))
+            }
+        }
+    }
+
+    pub async fn upload_bytes(&self, path: &str, bytes: &'static [u8]) -> Result<()> {
+        let body = Full::new(Bytes::from_static(bytes)).map_err(|never| match never {}).boxed_unsync();
+        self.send(Method::PUT, path, body, "application/octet-stream").await.map(drop)
+    }
+
     /// Sends a file's bytes as they are read.
     pub async fn upload(&self, path: &str, file: &Path) -> Result<()> {
         let file = tokio::fs::File::open(file).await?;

@@ -142,6 +142,10 @@ impl Planes {
         Sockets::of(&Directory::at(self.inner.launch.directory.clone()), name)
     }
 
+    pub fn launch(&self) -> &Launch {
+        &self.inner.launch
+    }
+
     pub fn door(&self) -> &Door {
         &self.inner.door
     }
@@ -591,7 +595,8 @@ impl Planes {
             members.values_mut().for_each(|member| member.leaving = true);
             members.values().filter_map(|m| m.pid).collect()
         };
-        if let Some(active) = self.inner.active.borrow().clone() {
+        let active = self.active();
+        if let Some(active) = active {
             let _ = self.ask(&active, Method::POST, "/release", &Value::Null, END_MAX).await;
         }
         pids.into_iter().for_each(end);

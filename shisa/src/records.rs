@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use store::copy::{Row, fill};
 use store::engine::{self, Tail};
 use store::lease::LEASE_MS;
-use store::{Digest, Engine};
+use store::{Digest, Engine, Form};
 
 /// Rows on their way from one store to another.
 const ROWS_MAX: usize = 1_000;
@@ -112,8 +112,23 @@ fn empty(url: &str) -> Result<()> {
     }
 }
 
-/// Copies as of one revision, and compares what arrived.
+/// Copies as of one revision, and compares what arrived; says what it does.
 fn copy(from: &str, to: &str, progress: &Progress) -> Result<()> {
+    copied(from, to, &mut |about, text| progress.step(about, text)).map(drop)
+}
+
+/// How many records a store has.
+pub fn count(url: &str) -> Result<u64> {
+    let mut count = 0;
+    engine::open(url)?.images(&mut |_, _, _| {
+        count += 1;
+        Ok(())
+    })?;
+    Ok(count)
+}
+
+/// Copies as of one revision, and compares what arrived; the number of records. `tell` hears how far it is.
+pub fn copied(from: &str, to: &str, tell: &mut dyn FnMut(&str, String)) -> Result<u64> {
     let mut target = engine::open(to)?;
     let after = engine::open(from)?.sign()?.epoch;
     let (rows, read) = mpsc::sync_channel(ROWS_MAX);
@@ -131,7 +146,7 @@ fn copy(from: &str, to: &str, progress: &Progress) -> Result<()> {
     let mut told = read.into_iter().inspect(|_| {
         count += 1;
         if count % TELL_EVERY == 0 {
-            progress.step("copy", format_args!("{count} records"));
+            tell("copy", format!("{count} records"));
         }
     });
     let filled = fill(target.as_mut(), "shisa store", after, &mut told);
@@ -140,14 +155,14 @@ fn copy(from: &str, to: &str, progress: &Progress) -> Result<()> {
     let source = reader.join().map_err(|_| Error::internal("the reader of the store panicked"))?;
     let head = filled?;
     let (source, sent) = source?;
-    progress.step("copy", format_args!("{count} records as of revision {}", source.revision));
+    tell("copy", format!("{count} records as of revision {}", source.revision));
     let arrived = digests(target.as_mut())?;
     if sent != arrived {
         return Err(Error::internal(format!("{} does not have what was sent", engine::shown(to))));
     }
     target.close();
-    progress.step("verify", format_args!("{} kinds are equal in both; epoch {}", arrived.len(), head.epoch));
-    Ok(())
+    tell("verify", format!("{} kinds are equal in both; epoch {}", arrived.len(), head.epoch));
+    Ok(count)
 }
 
 fn digests(engine: &mut dyn Engine) -> Result<Digests> {
@@ -169,7 +184,7 @@ fn verify(directory: &Directory, url: &str, progress: &Progress) -> Result<()> {
         format_args!("revision {}, epoch {}, {}", sign.revision, sign.epoch, engine::shown(url)),
     );
     let cell = services::open(directory, url, "verify")?;
-    let read = cell.digests(cell.read().revision())?;
+    let read = cell.digests(cell.read().revision(), Form::Written)?;
     cell.close();
     let mut unknown = 0;
     for (kind, digest) in &raw {

@@ -8,8 +8,9 @@
 //! process      who that is, and where it listens
 //! state.db     records (state.db-owner is locked by the plane that writes); cell.key opens their secrets
 //! planes/NAME/ sockets and log of a plane
-//! rollouts.json  what became of the last rollouts
+//! rollouts.json  what became of the last rollouts; conformance.log is what a suite of theirs said
 //! door/        socket of the front door for this machine's own commands, its log
+//! rehearsal/   a copy of the cloud, while a rollout tries things on it
 //! control      where `shisa plane` and `shisa rollout` ask the process that is up
 //! clouds.yaml  for the clients; demo.key logs in to the demo server
 //! storage/     bytes of images
@@ -37,8 +38,10 @@ use uuid::Uuid;
 /// The format of the directory. A larger one in `cloud.json` is of a newer version.
 pub const FORMAT: u32 = 1;
 /// Names that are ours: `wipe` removes these and nothing else.
-const OURS: [&str; 21] = [
+const OURS: [&str; 23] = [
     "door",
+    "rehearsal",
+    "conformance.log",
     "process",
     "control",
     "rollouts.json",
@@ -144,6 +147,15 @@ impl Directory {
 
     pub fn rollouts(&self) -> PathBuf {
         self.path.join("rollouts.json")
+    }
+
+    /// Where a rollout's copy of the cloud stands.
+    pub fn rehearsal(&self) -> PathBuf {
+        self.path.join("rehearsal")
+    }
+
+    pub fn conformance_log(&self) -> PathBuf {
+        self.path.join("conformance.log")
     }
 
     pub fn key(&self) -> PathBuf {

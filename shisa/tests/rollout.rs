@@ -112,9 +112,18 @@ fn a_new_binary_comes_and_goes_and_comes_and_no_request_fails() {
     println!("{text}{all} requests, {failed} failed");
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     assert!(all > 20 && failed == 0, "{failed} of {all} failed");
-    for step in ["start", "digest", "reads", "cost", "switch", "bake"] {
+    for step in
+        ["start", "digest", "reads", "changes", "cost", "copy", "conformance", "rehearsal", "switch", "bake"]
+    {
         assert!(text.contains(&format!(" s  {step} ")), "{step} is not in:\n{text}");
     }
+    assert!(text.contains(" changes of clients are equal when tried again"), "{text}");
+    assert!(
+        text.contains("calls of the built-in suite are answered")
+            && text.contains(" requests and none failed"),
+        "{text}"
+    );
+    assert!(!ground.state.join("rehearsal").exists(), "the copy is gone");
     assert!(text.contains("was drained") && text.contains("0 of "), "{text}");
     assert!(ground.is("green", "active", &candidate) && ground.is("blue", "standby", "shisa"));
     let show = said(&run(&ground.state, &["rollout", "show"]));
@@ -127,8 +136,11 @@ fn a_new_binary_comes_and_goes_and_comes_and_no_request_fails() {
     let again = refusal(&run(&ground.state, &["plane", "rollback"]), 1);
     assert!(again.starts_with("there is no rollout to take back"), "{again}");
 
-    let output = run(&ground.state, &["rollout", "start", "--binary", &candidate, "--bake", "1s"]);
+    let words = ["rollout", "start", "--binary", &candidate, "--bake", "1s", "--without-copy"];
+    let output = run(&ground.state, &words);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(!said(&output).contains("conformance"), "{}", said(&output));
+    assert!(said(&run(&ground.state, &["rollout", "show"])).contains("--without-copy"));
     let output = run(&ground.state, &["plane", "finalise"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(ground.is("green", "active", &candidate) && ground.is("blue", "standby", &candidate));
@@ -153,6 +165,74 @@ fn what_is_no_candidate_is_stopped_at_the_start() {
         ground.is("blue", "active", "shisa")
             && !said(&run(&ground.state, &["plane", "list"])).contains("green")
     );
+    ground.cloud.stop();
+}
+
+#[test]
+fn an_operators_suite_tries_the_candidate_on_a_copy_and_its_exit_code_decides() {
+    let ground = Ground::up("1");
+    let (candidate, seen) = (ground.candidate(), ground.dir.path().join("seen"));
+    let suite = |end: &str| {
+        let seen = seen.display();
+        format!(
+            "env | grep ^OS_ > {seen}; test -d {}/rehearsal; echo words; exit {end}",
+            ground.state.display()
+        )
+    };
+    let start = |command: &str| {
+        run(
+            &ground.state,
+            &["rollout", "start", "--binary", &candidate, "--bake", "1s", "--conformance", command],
+        )
+    };
+    let why = refusal(&start(&suite("3")), 1);
+    assert!(
+        why.contains("(stopped before the switch) at conformance: ") && why.contains("exit status: 3"),
+        "{why}"
+    );
+    let log = std::fs::read_to_string(ground.state.join("conformance.log")).unwrap();
+    assert_eq!(log, "words\n");
+    let seen = std::fs::read_to_string(&seen).unwrap();
+    let url = seen.lines().find_map(|line| line.strip_prefix("OS_AUTH_URL=")).unwrap();
+    assert!(url.ends_with("/identity/v3") && !url.starts_with(&ground.cloud.address), "{url}");
+    assert!(seen.contains("OS_PASSWORD=") && !seen.contains("OS_CLOUD="), "{seen}");
+    assert!(!ground.state.join("rehearsal").exists(), "the copy is gone");
+    let planes = |text: &str| text.lines().filter(|line| line.contains("process")).count();
+    assert_eq!(planes(&said(&run(&ground.state, &["plane", "list"]))), 1);
+
+    let output = start(&suite("0"));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said(&output).contains("ended well"), "{}", said(&output));
+    assert!(ground.is("green", "active", &candidate));
+    ground.cloud.stop();
+}
+
+#[test]
+fn an_operator_ends_a_suite_and_nothing_of_it_is_left() {
+    let ground = Ground::up("1");
+    let (candidate, mark) = (ground.candidate(), ground.dir.path().join("pid"));
+    let command = format!("sh -c 'echo $$ > {0}.part; mv {0}.part {0}; sleep 600'; true", mark.display());
+    let mut following = support::shisa();
+    following.args(["rollout", "start", "--binary", &candidate, "--conformance", &command, "--state"]);
+    let mut following = following.arg(&ground.state).stderr(Stdio::piped()).spawn().unwrap();
+    while !mark.exists() {
+        assert!(following.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let pid = std::fs::read_to_string(&mark).unwrap();
+    assert!(Path::new("/proc").join(pid.trim()).exists() && ground.state.join("rehearsal").exists());
+    let output = run(&ground.state, &["plane", "rollback"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let why = refusal(&following.wait_with_output().unwrap(), 1);
+    assert!(why.contains("at conformance: an operator ended it"), "{why}");
+    let gone = |pid: &str| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.is_empty() || stat.contains(") Z ")
+    };
+    assert!(gone(pid.trim()) && !ground.state.join("rehearsal").exists());
+    let running =
+        Command::new("pgrep").args(["-f", &format!("{}/rehearsal", ground.state.display())]).output();
+    assert!(running.unwrap().stdout.is_empty(), "planes of the copy are left");
     ground.cloud.stop();
 }
 

@@ -7,7 +7,8 @@ use crate::lane::{Job, Shared, not_owner, passes, unknown};
 use crate::lease::{LEASE_MS, Lease, monotonic};
 use crate::log::{Cause, Revision};
 use crate::record::Schema;
-use crate::state::{Digest, State};
+use crate::state::{Digest, Form, State};
+use crate::trial::{self, Drawn, Trials};
 use crate::tx::Tx;
 use crate::watch::{Published, Watch};
 use crate::{QUEUE_MAX, RING_MAX, again};
@@ -137,9 +138,10 @@ impl Cell {
         Ok((Cell { inner: Arc::new(inner) }, Steps::new(lane, engine, inbox)))
     }
 
-    /// The newest published state: everything in it is durable. Within `again`, the state that the request came upon.
+    /// The newest published state: everything in it is durable. Within `again` and `trial`, the state that the request
+    /// came upon.
     pub fn read(&self) -> Arc<State> {
-        again::state().unwrap_or_else(|| self.inner.shared.published.state())
+        trial::state().or_else(again::state).unwrap_or_else(|| self.inner.shared.published.state())
     }
 
     /// Whether this process may answer from `read` now: it owns the cell, and its lease holds.
@@ -203,6 +205,9 @@ impl Cell {
         T: Send + 'static,
         F: Fn(&mut Tx) -> Result<T> + Send + 'static,
     {
+        if let Some(tried) = trial::write(&f) {
+            return tried;
+        }
         let cause = again::named(cause);
         if let Some(done) = again::next() {
             return done.answer(&f);
@@ -234,14 +239,24 @@ impl Cell {
         again::scope(mutation, done, request).await
     }
 
+    /// For trying requests of the log again, `drawn` left out of the comparison.
+    pub fn trials(&self, drawn: &'static [Drawn]) -> Trials {
+        Trials::new(self.inner.shared.clone(), drawn)
+    }
+
+    /// Whether this request is only tried again: then it touches nothing beside the records.
+    pub fn is_trial(&self) -> bool {
+        trial::is_on()
+    }
+
     /// How many records there are of each kind at a revision, and a sum over them.
     ///
     /// Errors: `NotFound` when the state of that revision is no longer remembered, or not yet there.
-    pub fn digests(&self, revision: Revision) -> Result<BTreeMap<&'static str, Digest>> {
+    pub fn digests(&self, revision: Revision, form: Form) -> Result<BTreeMap<&'static str, Digest>> {
         let state = self.inner.shared.published.state_at(revision);
         let state =
             state.ok_or_else(|| Error::not_found(format!("Revision {revision} is not remembered.")))?;
-        with_cipher(&self.inner.shared.cipher, || state.digests())
+        with_cipher(&self.inner.shared.cipher, || state.digests(form))
     }
 
     /// Watches the log from just after `after`.

@@ -6,10 +6,12 @@
 
 use crate::copy;
 use crate::engine::{Engine, Tail};
+use crate::format::{FIRST, Format};
 use crate::lane::{Lane, Shared};
 use crate::lease::{Candidate, Sign};
 use crate::log::{Entry, Revision, Written};
 use crate::record::Derived;
+use crate::record::Record;
 use crate::state::State;
 use base::secret::with_cipher;
 use base::{Error, Result, Timestamp};
@@ -66,14 +68,29 @@ impl Follower {
 
     fn reload(&mut self) -> Result<()> {
         let mut state = State::empty(self.shared.schema.clone());
+        // A record that cannot be read may be of a later format, which then says more.
+        let (mut format, mut failed) = (FIRST, Ok(()));
         let head = with_cipher(&self.shared.cipher, || {
-            self.engine.images(&mut |kind, _, body| match self.shared.schema.slot_named(kind) {
-                None if kind == copy::UNFINISHED => Err(copy::unfinished()),
-                Some(slot) => state.load(slot, body).map(drop),
-                // A kind of a newer version: the engine keeps it, we let it be.
-                None => Ok(()),
+            self.engine.images(&mut |kind, _, body| {
+                if kind == Format::KIND {
+                    let read = serde_json::from_slice::<Format>(body);
+                    format =
+                        read.map_err(|e| Error::internal("the format cannot be read").because(e))?.number;
+                }
+                match self.shared.schema.slot_named(kind) {
+                    None if kind == copy::UNFINISHED => return Err(copy::unfinished()),
+                    Some(slot) => {
+                        let loaded = state.load(slot, body).map(drop);
+                        failed = std::mem::replace(&mut failed, Ok(())).and(loaded);
+                    }
+                    // A kind of a newer version: the engine keeps it, we let it be.
+                    None => {}
+                }
+                Ok(())
             })
         })?;
+        self.shared.schema.check_format(format)?;
+        failed?;
         (state.revision, state.epoch, state.time) = (head.revision, head.epoch, head.time);
         self.derived = state.derive();
         self.shared.published.restart(state.clone());
@@ -105,6 +122,8 @@ impl Follower {
 
     /// Follows the log to what is durable now.
     pub fn catch_up(&mut self) -> Result<Sign> {
+        // One that was raised meanwhile: this version is out.
+        self.shared.schema.check_format(self.state.format())?;
         let sign = self.engine.sign()?;
         if sign.revision < self.state.revision {
             return Err(Error::internal("the store is behind what it has shown"));
@@ -157,6 +176,7 @@ impl Follower {
         let sent = (self.shared.options.monotonic)();
         let Some(head) = self.engine.take(&self.shared.options.owner, sign.epoch)? else { return Ok(false) };
         self.reach(head.revision)?;
+        self.shared.schema.check_format(self.state.format())?;
         if self.state.revision != head.revision {
             return Err(Error::internal(format!("the log ends before revision {}", head.revision)));
         }

@@ -16,12 +16,14 @@ pub mod copy;
 mod drive;
 pub mod engine;
 mod follow;
+pub mod format;
 mod index;
 mod lane;
 pub mod lease;
 mod log;
 mod record;
 mod state;
+mod trial;
 mod tx;
 mod watch;
 
@@ -30,9 +32,10 @@ pub use cell::{CURRENT_MAX, Cell, Options};
 pub use drive::{Role, Steps};
 pub use engine::Engine;
 pub use index::{Index, IndexKey, IndexPart};
-pub use log::{Cause, Change, Entry, Revision, Written};
+pub use log::{Asked, Cause, Change, Entry, Revision, Written};
 pub use record::{Derived, Key, Record, Schema};
-pub use state::{Digest, State};
+pub use state::{Digest, Form, State};
+pub use trial::{Drawn, Trials, Tried};
 pub use tx::{Broken, Tx};
 pub use watch::{News, Watch};
 

@@ -1,11 +1,13 @@
 //! The log: what changed, when, and by whose request.
 
 use crate::record::{Derived, Image, Record, Schema};
+use base::context::Who;
 use base::{Error, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -33,12 +35,37 @@ pub struct Cause {
     /// The body, sealed with the cell's key: it may hold passwords.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<base::Secret>,
+    /// What else another version needs to try the request again; none of a step, and of releases before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Arc<Asked>>,
+}
+
+/// A request as it came to the router.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Asked {
+    /// The whole path with its query, as the client wrote it.
+    #[serde(default)]
+    pub uri: String,
+    /// Whom its token named, and what for.
+    #[serde(default)]
+    pub holder: Who,
+    /// Headers that its changes may depend on, sealed: one is a token.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, base::Secret>,
+    /// Its body was a stream, which is not kept.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub streamed: bool,
 }
 
 impl Cause {
     /// The cause of a step that a loop or the first start takes.
     pub fn step(name: &str) -> Cause {
         Cause { id: name.into(), route: name.into(), ..Cause::default() }
+    }
+
+    /// It is a step of ours, and not a request of a client.
+    pub fn is_step(&self) -> bool {
+        self.id == self.route
     }
 }
 

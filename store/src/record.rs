@@ -1,5 +1,6 @@
 //! What a record is, and the schema: the list of all kinds that a cell holds.
 
+use crate::format::Formats;
 use crate::index::Index;
 use crate::state::{AnyTable, Table};
 use base::id::ProjectId;
@@ -19,8 +20,9 @@ impl<T: Ord + Clone + fmt::Debug + fmt::Display + FromStr + Send + Sync + 'stati
 
 /// One kind of resource, declared once beside its fields.
 ///
-/// A field is added with `#[serde(default)]`. Fields that this version does not know are kept by the table,
-/// at every level of objects, and written back with the next change.
+/// A field is added with `#[serde(default, skip_serializing_if = ...)]`: what is not used is not written, and the version
+/// before has the same record. New values of an enum wait for `State::format`. Fields that this version does not know are kept by the table,
+/// at every level of objects, in lists with the element that has them, and written back with the next change.
 pub trait Record: Serialize + DeserializeOwned + Clone + PartialEq + Send + Sync + 'static {
     /// The name of the table in the log: never changed.
     const KIND: &'static str;
@@ -63,7 +65,23 @@ impl KindInfo {
         let Some(rest) = unknown else { return (self.encode)(record, out) };
         let mut value = (self.value)(record)?;
         crate::state::rejoin(&mut value, rest);
-        serde_json::to_writer(out, &value)
+        self.write(&value, out)
+    }
+
+    /// As `render`, with the fields sorted: the same for versions that know other fields of it.
+    pub fn render_sorted(
+        &self,
+        record: &(dyn Any + Send + Sync),
+        unknown: Option<&Value>,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
+        let mut value = (self.value)(record)?;
+        unknown.into_iter().for_each(|rest| crate::state::rejoin(&mut value, rest));
+        self.write(&value, out)
+    }
+
+    fn write(&self, value: &Value, out: &mut Vec<u8>) -> Result<()> {
+        serde_json::to_writer(out, value)
             .map_err(|e| Error::internal(format!("a {} cannot be written", self.name)).because(e))
     }
 }
@@ -75,6 +93,7 @@ pub struct Schema {
     slots: HashMap<TypeId, usize>,
     names: HashMap<&'static str, usize>,
     pub(crate) derived: Vec<fn() -> Box<dyn Derived>>,
+    pub(crate) formats: Option<Formats>,
 }
 
 impl Schema {

@@ -187,13 +187,13 @@ impl State {
 
     /// How many records there are of each kind and a sum over them, whatever order they came in: two planes that have
     /// the same records at a revision have the same digests. Runs under the cell's cipher.
-    pub(crate) fn digests(&self) -> Result<BTreeMap<&'static str, Digest>> {
+    pub(crate) fn digests(&self, form: Form) -> Result<BTreeMap<&'static str, Digest>> {
         let mut digests = BTreeMap::new();
         for (slot, (kind, table)) in self.schema.kinds.iter().zip(&self.tables).enumerate() {
             let (mut digest, mut failed) = (Digest::default(), Ok(()));
             table.each(&mut |key, record| {
                 if failed.is_ok() {
-                    failed = self.image(slot, key, record).map(|image| digest.add(key, &image));
+                    failed = self.image(slot, key, record, form).map(|image| digest.add(key, &image));
                 }
             });
             failed?;
@@ -203,11 +203,23 @@ impl State {
     }
 
     /// A record as it stands in the engine, with what a newer version wrote beside it.
-    fn image(&self, slot: usize, key: &str, record: &(dyn Any + Send + Sync)) -> Result<Vec<u8>> {
-        let mut out = Vec::new();
-        self.schema.kinds[slot].render(record, self.tables[slot].unknown(key).as_deref(), &mut out)?;
+    fn image(&self, slot: usize, key: &str, record: &(dyn Any + Send + Sync), form: Form) -> Result<Vec<u8>> {
+        let (kind, unknown, mut out) = (&self.schema.kinds[slot], self.tables[slot].unknown(key), Vec::new());
+        match form {
+            Form::Written => kind.render(record, unknown.as_deref(), &mut out)?,
+            Form::Sorted => kind.render_sorted(record, unknown.as_deref(), &mut out)?,
+        }
         Ok(out)
     }
+}
+
+/// In what form records are summed up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// As this version writes them: releases before format 2 know no other.
+    Written,
+    /// Fields sorted: the same whichever fields a version knows.
+    Sorted,
 }
 
 /// A sum over the records of a kind.
@@ -393,28 +405,94 @@ fn amounts<R: Record>(record: &R) -> Amounts {
     amounts
 }
 
-/// The part of `raw` that `known` does not have, in objects at every level.
+/// The part of `raw` that `known` does not have, in objects at every level. Of a list: pairs of an element as it is known
+/// and what it has beyond.
 fn beyond(raw: Value, known: &Value) -> Option<Value> {
-    let (Value::Object(raw), Value::Object(known)) = (raw, known) else { return None };
-    let rest: serde_json::Map<String, Value> = raw
-        .into_iter()
-        .filter_map(|(name, value)| match known.get(&name) {
-            None => Some((name, value)),
-            Some(inner) => beyond(value, inner).map(|rest| (name, rest)),
-        })
-        .collect();
-    (!rest.is_empty()).then_some(Value::Object(rest))
+    match (raw, known) {
+        (Value::Object(raw), Value::Object(known)) => {
+            let rest = raw.into_iter().filter_map(|(name, value)| match known.get(&name) {
+                None => Some((name, value)),
+                Some(inner) => beyond(value, inner).map(|rest| (name, rest)),
+            });
+            let rest: serde_json::Map<String, Value> = rest.collect();
+            (!rest.is_empty()).then_some(Value::Object(rest))
+        }
+        (Value::Array(raw), Value::Array(known)) if raw.len() == known.len() => {
+            let pairs = raw.into_iter().zip(known);
+            let pairs = pairs.filter_map(|(raw, known)| {
+                beyond(raw, known).map(|rest| Value::Array(vec![known.clone(), rest]))
+            });
+            let pairs: Vec<Value> = pairs.collect();
+            (!pairs.is_empty()).then_some(Value::Array(pairs))
+        }
+        _ => None,
+    }
 }
 
-/// Puts back what `beyond` took out.
+/// Puts back what `beyond` took out. An element of a list is known by all that this version knows of it: one that was
+/// changed or removed loses the rest.
 pub(crate) fn rejoin(known: &mut Value, rest: &Value) {
-    let (Value::Object(known), Value::Object(rest)) = (known, rest) else { return };
-    for (name, value) in rest {
-        match known.get_mut(name) {
-            Some(inner) => rejoin(inner, value),
-            None => {
-                known.insert(name.clone(), value.clone());
+    match (known, rest) {
+        (Value::Object(known), Value::Object(rest)) => {
+            for (name, value) in rest {
+                match known.get_mut(name) {
+                    Some(inner) => rejoin(inner, value),
+                    None => {
+                        known.insert(name.clone(), value.clone());
+                    }
+                }
             }
         }
+        (Value::Array(known), Value::Array(pairs)) => {
+            let mut pairs: Vec<&Vec<Value>> = pairs.iter().filter_map(Value::as_array).collect();
+            for element in known {
+                if let Some(n) = pairs.iter().position(|pair| pair.first() == Some(element))
+                    && let Some(rest) = pairs.remove(n).get(1)
+                {
+                    rejoin(element, rest);
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_is_not_known_comes_back_at_every_level_and_with_its_own_element_of_a_list() {
+        let check = |raw: Value, known: Value, changed: Value, expect: Value| {
+            let mut back = changed;
+            beyond(raw, &known).iter().for_each(|rest| rejoin(&mut back, rest));
+            assert_eq!(back, expect);
+        };
+        check(
+            json!({"a": 1, "new": 2, "in": {"b": 3, "new": {"c": 4}}}),
+            json!({"a": 1, "in": {"b": 3}}),
+            json!({"a": 5, "in": {"b": 6}}),
+            json!({"a": 5, "new": 2, "in": {"b": 6, "new": {"c": 4}}}),
+        );
+        let raw =
+            json!({"all": [{"n": 1, "new": "one"}, {"n": 2}, {"n": 3, "new": "three"}], "other": [1, 2]});
+        let known = json!({"all": [{"n": 1}, {"n": 2}, {"n": 3}], "other": [1, 2]});
+        check(raw.clone(), known.clone(), known.clone(), raw.clone());
+        // The first went, the last was moved to the front, one came.
+        check(
+            raw.clone(),
+            known.clone(),
+            json!({"all": [{"n": 3}, {"n": 2}, {"n": 4}], "other": []}),
+            json!({"all": [{"n": 3, "new": "three"}, {"n": 2}, {"n": 4}], "other": []}),
+        );
+        // Twins keep both of theirs.
+        check(
+            json!([{"n": 1, "new": "a"}, {"n": 1, "new": "b"}]),
+            json!([{"n": 1}, {"n": 1}]),
+            json!([{"n": 1}, {"n": 1}]),
+            json!([{"n": 1, "new": "a"}, {"n": 1, "new": "b"}]),
+        );
+        check(json!({"a": [1]}), json!({"a": [1]}), json!({"a": [2, 3]}), json!({"a": [2, 3]}));
     }
 }

@@ -124,6 +124,32 @@ impl Published {
         }
     }
 
+    /// The entries after `after` whose states are remembered, oldest first.
+    pub fn remembered(&self, after: Revision, max: usize) -> Vec<Arc<Entry>> {
+        let past = self.past();
+        let skipped = past.ring.len() - past.before.len();
+        past.ring.iter().skip(skipped).filter(|entry| entry.revision > after).take(max).cloned().collect()
+    }
+
+    /// Those of a kind, each with the state that it came upon.
+    pub fn remembered_of(&self, is: impl Fn(&Entry) -> bool) -> Vec<(Arc<Entry>, State)> {
+        let past = self.past();
+        let skipped = past.ring.len() - past.before.len();
+        let known = past.ring.iter().skip(skipped).zip(&past.before);
+        known.filter(|(entry, _)| is(entry)).map(|(entry, state)| (entry.clone(), state.clone())).collect()
+    }
+
+    /// The entries after `after` up to `to`; none when they are not all remembered.
+    pub fn entries_between(&self, after: Revision, to: Revision) -> Option<Vec<Arc<Entry>>> {
+        match after == to {
+            true => Some(Vec::new()),
+            false => self.since(after).map(|mut all| {
+                all.retain(|entry| entry.revision <= to);
+                all
+            }),
+        }
+    }
+
     fn past(&self) -> MutexGuard<'_, Past> {
         self.past.lock().expect("no holder panics")
     }

@@ -9,7 +9,7 @@ use std::path::Path;
 use store::engine::sqlite::Sqlite;
 use store::engine::{Append, Batch, Each, Head, Tail};
 use store::lease::Sign;
-use store::{Cause, Cell, Engine, Index, IndexPart, News, Options, Record, Revision, Role, Schema, Tx};
+use store::{Cause, Cell, Engine, Form, Index, IndexPart, News, Options, Record, Revision, Role, Schema, Tx};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Note {
@@ -85,8 +85,8 @@ async fn planes_read_as_one_and_one_of_them_writes() {
     }
     assert_eq!(seen, (1..=100).collect::<Vec<_>>());
     assert_eq!(put(&green, "two", 2).await.unwrap_err().kind(), Kind::Unavailable);
-    assert_eq!(blue.digests(100).unwrap(), green.digests(100).unwrap());
-    assert_ne!(blue.digests(100).unwrap(), green.digests(99).unwrap());
+    assert_eq!(blue.digests(100, Form::Written).unwrap(), green.digests(100, Form::Written).unwrap());
+    assert_ne!(blue.digests(100, Form::Written).unwrap(), green.digests(99, Form::Written).unwrap());
 }
 
 #[tokio::test]

@@ -181,6 +181,7 @@ fn cause() -> Cause {
         version: "2.96".into(),
         mutation: "0198c5f2-6d1e-7c3a-9b1f-2f60d2c7a911".into(),
         body: None,
+        ..Cause::default()
     }
 }
 

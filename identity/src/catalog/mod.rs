@@ -3,6 +3,8 @@
 //! A URL that starts with a slash is relative to where the client reached us; every URL may hold `%(project_id)s` and
 //! the like. An endpoint that needs what a token lacks is left out of its catalogue.
 
+#[cfg(feature = "next-format")]
+pub mod next;
 pub mod rest;
 
 use crate::wire::{Map, missing, or_default, yes};
@@ -17,6 +19,20 @@ use store::{Index, IndexPart, Record, State, Tx};
 pub struct Region {
     pub id: String,
     pub fields: RegionFields,
+    #[cfg(feature = "next-format")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<next::Noted>,
+}
+
+impl Region {
+    pub fn new(id: String, fields: RegionFields) -> Region {
+        Region {
+            #[cfg(feature = "next-format")]
+            next: next::noted(&fields),
+            id,
+            fields,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
@@ -79,6 +95,8 @@ pub enum Interface {
     Public,
     Internal,
     Admin,
+    #[cfg(feature = "next-format")]
+    Next,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -172,21 +190,24 @@ pub fn create_region(tx: &mut Tx, _cx: &Context, region: Region) -> Result<Arc<R
 }
 
 pub fn update_region(tx: &mut Tx, _cx: &Context, id: &str, fields: RegionFields) -> Result<Arc<Region>> {
-    let id = self::region(tx, id)?.id.clone();
+    let mut region = Region::clone(self::region(tx, id)?);
     let mut above = fields.parent_region_id.clone();
     while let Some(at) = above {
-        if at == id {
+        if at == region.id {
             return Err(Error::invalid("A region cannot be above itself."));
         }
         above = tx.get::<Region>(&at).and_then(|r| r.fields.parent_region_id.clone());
     }
-    keep_region(tx, Region { id, fields })
+    region.fields = fields;
+    keep_region(tx, region)
 }
 
 fn keep_region(tx: &mut Tx, new: Region) -> Result<Arc<Region>> {
     if let Some(parent) = &new.fields.parent_region_id {
         region(tx, parent)?;
     }
+    #[cfg(feature = "next-format")]
+    next::seen(tx, &new.id)?;
     Ok(tx.put(new)?)
 }
 
@@ -264,8 +285,10 @@ fn keep_endpoint(tx: &mut Tx, cx: &Context, endpoint: Endpoint) -> Result<Arc<En
     if !url.starts_with('/') && !url.contains("://") {
         return Err(Error::invalid(format!("The endpoint URL is invalid: {}", url.escape_default())));
     }
+    #[cfg(feature = "next-format")]
+    next::may(tx, fields)?;
     if let Some(id) = fields.region_id.clone().filter(|id| tx.get::<Region>(id).is_none()) {
-        create_region(tx, cx, Region { id, fields: RegionFields::default() })?;
+        create_region(tx, cx, Region::new(id, RegionFields::default()))?;
     }
     Ok(tx.put(endpoint)?)
 }

@@ -60,7 +60,7 @@ async fn put_region(app: App, call: Call) -> Result<Reply> {
 }
 
 async fn make_region(app: &App, call: &Call, id: String, body: Map) -> Result<Reply> {
-    let new = Region { id, fields: fields::<RegionFields>(body, "region")? };
+    let new = Region::new(id, fields::<RegionFields>(body, "region")?);
     let cx = call.cx.clone();
     let region = call.write(&app.cell, move |tx| super::create_region(tx, &cx, new.clone())).await?;
     Ok(Reply::created(&wire::one(call, "region", "regions", region_view(&region))))

@@ -1,7 +1,7 @@
 //! What the keeper of planes asks of a plane and tells it, over a socket that only its user opens.
 
-use super::broken;
 use super::services::Services;
+use super::{again, broken};
 use crate::first;
 use api::{Faults, Query, Reply, listen};
 use base::{Error, Result, Secret};
@@ -13,9 +13,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
-use store::Role;
+use store::{Cause, Form, Role};
 use tokio::net::UnixListener;
 
+/// A form of digests that both planes of a rollout may know.
+pub const SORTED: &str = "sorted";
 const BODY_MAX: usize = 64 << 10;
 /// A question that waits is answered after this anyway.
 const WAIT_MAX: Duration = Duration::from_secs(20);
@@ -82,20 +84,33 @@ async fn answer(services: &Services, name: &str, request: Request<Incoming>) -> 
         }
         (&Method::POST, "/stand-by") => cell.stand_by(api::call::parse::<StandBy>(&body)?.yes),
         (&Method::POST, "/died") => cell.died(api::call::parse::<Died>(&body)?.epoch),
-        (&Method::POST, "/release") => cell.release().await?,
+        (&Method::POST, "/release") => {
+            broken::release()?;
+            cell.release().await?;
+        }
         (&Method::POST, "/first") => {
             let first: First = api::call::parse(&body)?;
             first::start(cell, Secret::new(first.password_hash), first.range).await?;
+        }
+        (&Method::POST, "/finalise") => {
+            let raised = cell.write(Cause::step("finalise"), store::format::finalise).await?;
+            return Ok(Reply::ok(&json!({"before": raised.0, "format": raised.1})));
+        }
+        (&Method::POST, "/again") => {
+            cell.current().await?;
+            return Ok(Reply::ok(&again::answer(services, &api::call::parse(&body)?).await?));
         }
         (&Method::GET, "/digests") => {
             cell.current().await?;
             let newest = cell.read().revision();
             let revision = query.get("revision").and_then(|text| text.parse().ok()).unwrap_or(newest);
             let cell = cell.clone();
-            let digests = tokio::task::spawn_blocking(move || cell.digests(revision)).await;
+            let form = if query.get("form") == Some(SORTED) { Form::Sorted } else { Form::Written };
+            let digests = tokio::task::spawn_blocking(move || cell.digests(revision, form)).await;
             let mut digests = digests.map_err(|e| Error::internal("a digest was cut off").because(e))??;
             broken::digests(&mut digests);
-            return Ok(Reply::ok(&json!({"revision": revision, "kinds": digests})));
+            let form = (form == Form::Sorted).then_some(SORTED);
+            return Ok(Reply::ok(&json!({"revision": revision, "kinds": digests, "form": form})));
         }
         _ => return Err(Error::not_found("a plane has no such control")),
     }

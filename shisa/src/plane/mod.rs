@@ -12,11 +12,12 @@
 //! planes/NAME/log
 //! ```
 
+pub mod again;
 mod broken;
 mod control;
 pub mod services;
 
-pub use control::{First, Word};
+pub use control::{First, SORTED, Word};
 
 use crate::cli;
 use crate::logging;

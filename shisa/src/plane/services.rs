@@ -16,7 +16,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use storage::image::files::{LostUploadsReset, UnownedFilesRemoved};
 use store::cipher::CellKey;
-use store::{Cell, Options, Schema, engine};
+use store::{Cause, Cell, Options, Schema, engine};
 use tokio::net::UnixListener;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -26,9 +26,16 @@ use uuid::Uuid;
 /// Bytes of an image that are read at a time.
 const CHUNK: usize = 256 << 10;
 
+/// The record format that this version writes once a rollout to it is finalised (`store::format`): raised with the first
+/// new kind or value of an enum after a release.
+const FORMAT: u32 = if cfg!(feature = "next-format") { 2 } else { 1 };
+/// The oldest that it can write as: the one of the release before.
+const EMULATES: u32 = 1;
+
 /// The kinds of records of all services, lower rows first.
 fn schema() -> Schema {
-    let schema = fleet::records(identity::records(Schema::default()));
+    let schema = Schema::default().formats(EMULATES, FORMAT);
+    let schema = fleet::records(identity::records(schema));
     compute::records(storage::records(network::records(schema)))
 }
 
@@ -85,6 +92,13 @@ impl Services {
     /// Keeps the documents up with the log, for ever.
     pub async fn follow(&self) {
         self.fleet.follow().await;
+    }
+
+    /// Takes a step of the log as it was taken then: within a trial, where nothing counts.
+    ///
+    /// Errors: `Invalid` with the reason when it cannot be taken.
+    pub async fn step_again(&self, cause: &Cause) -> Result<()> {
+        self.fleet.again(cause).await
     }
 
     /// What the owner of the cell does, for as long as the set lives: the loops that keep things true, and nodes, those

@@ -22,7 +22,12 @@ pub async fn run(directory: &Directory, words: &cli::Rollout, begin: Instant) ->
         cli::Rollout::Start(start) => {
             directory.need_running()?;
             let binary = program(&start.binary)?;
-            let new = json!(New { binary, bake_s: start.bake.unsigned_abs() });
+            let new = json!(New {
+                binary,
+                bake_s: start.bake.unsigned_abs(),
+                conformance: start.conformance.clone(),
+                without_copy: start.without_copy,
+            });
             let rollout = tell(directory, Method::POST, "/rollouts", &new).await?;
             watch(directory, rollout, begin).await
         }

@@ -1,5 +1,6 @@
 //! What a candidate must pass before it is switched to: the same records, the same answers, at about the same cost.
 
+use crate::plane::SORTED;
 use crate::planes::Planes;
 use base::{Error, Result};
 use fleet::door::{Mirrored, Sampled};
@@ -61,10 +62,17 @@ impl Sides<'_> {
         let mut why = Error::unavailable("no digest can be had");
         for _ in 0..DIGEST_TRIES {
             let revision = self.planes.word(self.old).await?.revision;
-            let path = format!("/digests?revision={revision}");
-            let ask =
-                async |name: &str| self.planes.ask(name, Method::GET, &path, &Value::Null, DIGEST_MAX).await;
-            match tokio::join!(ask(self.old), ask(self.new)) {
+            let ask = async |name: &str, form: &str| {
+                let path = format!("/digests?revision={revision}{form}");
+                self.planes.ask(name, Method::GET, &path, &Value::Null, DIGEST_MAX).await
+            };
+            let sorted = format!("&form={SORTED}");
+            let answers = match tokio::join!(ask(self.old, &sorted), ask(self.new, &sorted)) {
+                // The plane before knows no other form than the one that it writes.
+                (Ok(old), Ok(_)) if old["form"] != SORTED => (Ok(old), ask(self.new, "").await),
+                answers => answers,
+            };
+            match answers {
                 (Ok(old), Ok(new)) => return equal(&old["kinds"], &new["kinds"], revision),
                 (Err(error), _) | (_, Err(error)) => why = error,
             }

@@ -3,31 +3,40 @@
 //! It runs in the process that is up and keeps the planes; whoever started it only watches.
 //!
 //! ```text
-//! start -> digest -> reads -> cost -> switch -> bake -> active --finalise--> finalised
-//!   |        |         |       |        |        |        |
-//!   +--------+---------+-------+--------+        |        +--rollback--> rolled back
-//!                  v                             v
+//! start -> digest -> reads -> changes -> cost -> copy -> conformance -> rehearsal -> switch -> bake -> active --finalise--> finalised
+//!   |        |         |         |        |       |          |            |           |        |        |
+//!   +--------+---------+---------+--------+-------+----------+------------+-----------+        |        +--rollback--> rolled back
+//!                        v                                                                     v
 //!              withdraw: stopped       back, withdraw: taken back
 //! ```
 //!
 //! The candidate follows and does not stand by. Each gate and switch is a step in `record`; `gates` are before the
 //! switch, `bake` watches after it. `shisa plane rollback` ends a rollout that goes on the same way as a trigger does.
-//!
-//! Deliberately absent: a rehearsal of the way back, the conformance suite on a copy, log entries tried again.
+//! The gates from `copy` on are on a copy of the cloud (`ground`), which is gone before the switch.
 
 mod bake;
+mod changes;
 pub mod command;
 mod gates;
+mod ground;
 mod record;
+mod rehearsal;
+mod suite;
 
+use crate::clouds::Clouds;
+use crate::doors::Doors;
 use crate::plane::Word;
 use crate::planes::{COLOURS, Planes, State, Switch};
 use crate::state::Directory;
 use base::{Error, Result};
 use gates::Sides;
+use ground::Ground;
+use hyper::Method;
 use record::{Book, Mark, now};
 pub use record::{Outcome, Rollout, Seat};
+use rehearsal::Stage;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex as Plain};
 use std::time::{Duration, Instant};
@@ -35,12 +44,16 @@ use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use tokio::task::AbortHandle;
 
 /// What no gate tries.
-const NOT_REHEARSED: &str = "the way back before the switch, the conformance suite on a copy of the records, log entries tried again on \
-     the candidate; the front door and the nodes of this process keep their binary until the next `shisa up`";
+const NOT_REHEARSED: &str = "the front door, which `shisa plane finalise` replaces, and the nodes of this process, which keep \
+     their binary until the next `shisa up`";
+/// What an operator may leave out.
+const LEFT_OUT: &str = "the way back and the conformance suite on a copy (--without-copy); ";
 /// A switch back is tried again for so long; a plane that ended is followed by the other one meanwhile.
 const BACK_MAX: Duration = Duration::from_secs(10);
 /// A plane that is to stand by may be loading.
 const READY_MAX: Duration = Duration::from_secs(120);
+/// One transaction.
+const RAISE_MAX: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// What a rollout is asked for with.
@@ -48,6 +61,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 pub struct New {
     pub binary: PathBuf,
     pub bake_s: u64,
+    #[serde(default)]
+    pub conformance: Option<String>,
+    #[serde(default)]
+    pub without_copy: bool,
 }
 
 /// Clones are handles to the same.
@@ -71,6 +88,7 @@ impl Rollouts {
     pub fn open(directory: &Directory, planes: Planes) -> Result<Rollouts> {
         let (turn, back, task) = (Arc::default(), watch::Sender::new(false), Plain::default());
         let book = Book::open(directory)?;
+        ground::sweep(directory);
         Ok(Rollouts { inner: Arc::new(Inner { planes, book, turn, back, task }) })
     }
 
@@ -116,6 +134,8 @@ impl Rollouts {
             to: Seat { name: to, binary: new.binary },
             version: String::new(),
             bake_s: new.bake_s,
+            conformance: new.conformance,
+            without_copy: new.without_copy,
             had_standby,
             outcome: Outcome::Running,
             begun: now(),
@@ -160,7 +180,7 @@ impl Rollouts {
     /// Replaces the plane before the last rollout by one of the new binary: there is no way back any more.
     ///
     /// Errors: `Conflict` when there is nothing to finalise; why the new one does not start.
-    pub async fn finalise(&self) -> Result<Rollout> {
+    pub async fn finalise(&self, doors: &Doors) -> Result<Rollout> {
         let _turn = self.turn()?;
         let none = || {
             Error::conflict(
@@ -176,6 +196,9 @@ impl Rollouts {
         }
         let run = Run { inner: self.inner.clone(), rollout: last };
         run.step("finalise", "", run.replace(&run.rollout.from.name, &run.rollout.to.binary)).await?;
+        run.step("format", "", run.raise()).await?;
+        // A door that stays what it is serves any version.
+        let _ = run.step("door", "", run.door(doors)).await;
         run.inner.book.close(Outcome::Finalised);
         self.last().ok_or_else(none)
     }
@@ -242,7 +265,46 @@ impl Run {
             Ok(detail)
         };
         self.step("reads", "", self.steady(&seats, compared)).await?;
-        self.step("cost", "", self.steady(&seats, sides.cost(&reads))).await
+        self.step("changes", "", self.steady(&seats, sides.changes())).await?;
+        self.step("cost", "", self.steady(&seats, sides.cost(&reads))).await?;
+        match self.rollout.without_copy {
+            true => Ok(()),
+            false => self.on_a_copy(&seats).await,
+        }
+    }
+
+    /// The gates that are tried on a copy of the cloud.
+    async fn on_a_copy(&self, seats: &[Option<(State, Option<u32>)>; 2]) -> Result<()> {
+        let directory = Directory::at(self.planes().launch().directory.clone());
+        let mut ground = None;
+        let made = async {
+            let made = Ground::new(&directory, self.planes().launch(), &self.rollout).await?;
+            let said = made.said.clone();
+            ground = Some(made);
+            Ok(said)
+        };
+        // It is not given up half-way: its processes are to end.
+        self.step("copy", "the records are copied", made).await?;
+        let Some(ground) = ground else { return Ok(()) };
+        let tried = self.tried(seats, &directory, &ground).await;
+        ground.end().await;
+        tried
+    }
+
+    async fn tried(
+        &self,
+        seats: &[Option<(State, Option<u32>)>; 2],
+        directory: &Directory,
+        ground: &Ground,
+    ) -> Result<()> {
+        let clouds = Clouds::open(directory.clouds())?;
+        let gone = || Error::not_found(format!("{} has no administrator", directory.clouds().display()));
+        let auth = &clouds.get("admin").ok_or_else(gone)?.auth;
+        let stage = Stage { ground, rollout: &self.rollout, admin: auth };
+        let command = self.rollout.conformance.as_deref();
+        let said = command.map(|command| format!("`{command}` runs")).unwrap_or_default();
+        self.step("conformance", &said, self.steady(seats, stage.conformance(directory, command))).await?;
+        self.step("rehearsal", "switched there and back", self.steady(seats, stage.rehearse())).await
     }
 
     /// Does a step and writes down what came of it.
@@ -312,6 +374,11 @@ impl Run {
         ))
     }
 
+    async fn door(&self, doors: &Doors) -> Result<String> {
+        let door = doors.upgrade(&self.rollout.to.binary).await?;
+        Ok(format!("the front door is process {} with version {}", door.pid, door.version))
+    }
+
     /// Makes the plane before active again, unless it has become so by itself.
     async fn back(&self) -> Result<String> {
         let begin = Instant::now();
@@ -374,6 +441,19 @@ impl Run {
             tokio::time::sleep(LOOK_EVERY).await;
         }
         Ok(())
+    }
+
+    /// What the new version brings to the records may be used from now on: no plane of the one before is left.
+    async fn raise(&self) -> Result<String> {
+        let planes = self.planes();
+        let said = planes.ask(self.candidate(), Method::POST, "/finalise", &Value::Null, RAISE_MAX).await?;
+        let (before, now) = (&said["before"], &said["format"]);
+        Ok(match before == now {
+            true => format!("the records stay in format {now}"),
+            false => {
+                format!("the records are of format {now}, of {before} before: older versions refuse them")
+            }
+        })
     }
 
     /// A plane that is not active gets another binary, and stands by.

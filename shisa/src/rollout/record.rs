@@ -78,7 +78,7 @@ pub struct Step {
 impl Step {
     pub fn line(&self) -> String {
         let (mark, seconds) = (self.mark.told(), self.took_ms / 1000.0);
-        format!("{}  {mark:<7} {seconds:>8.2} s  {:<9} {}", self.begun, self.name, self.detail)
+        format!("{}  {mark:<7} {seconds:>8.2} s  {:<11} {}", self.begun, self.name, self.detail)
     }
 }
 
@@ -97,6 +97,12 @@ pub struct Rollout {
     /// The candidate's own word; empty until it says so.
     pub version: String,
     pub bake_s: u64,
+    /// What tries the candidate on a copy, instead of the built-in suite.
+    #[serde(default)]
+    pub conformance: Option<String>,
+    /// Nothing was tried on a copy, as the operator wished.
+    #[serde(default)]
+    pub without_copy: bool,
     /// A plane of the old binary stood by before.
     pub had_standby: bool,
     pub outcome: Outcome,
@@ -121,7 +127,8 @@ impl Rollout {
             format!("  begun {}, ended {}", self.begun, self.ended.as_deref().unwrap_or("not yet")),
         ];
         lines.extend(self.steps.iter().map(|step| format!("  {}", step.line())));
-        lines.push(format!("  not rehearsed: {}", super::NOT_REHEARSED));
+        let left_out = if self.without_copy { super::LEFT_OUT } else { "" };
+        lines.push(format!("  not rehearsed: {left_out}{}", super::NOT_REHEARSED));
         lines
     }
 
@@ -262,6 +269,8 @@ mod tests {
             to: seat("green"),
             version: String::new(),
             bake_s: 60,
+            conformance: None,
+            without_copy: false,
             had_standby: false,
             outcome: Outcome::Running,
             begun: now(),

@@ -73,7 +73,13 @@ impl Cloud {
     }
 
     pub fn up_with(state: &Path, words: &[&str]) -> Cloud {
-        let mut command = shisa();
+        Cloud::up_as(Path::new(env!("CARGO_BIN_EXE_shisa")), state, words)
+    }
+
+    /// By this program.
+    pub fn up_as(binary: &Path, state: &Path, words: &[&str]) -> Cloud {
+        let mut command = Command::new(binary);
+        command.stdin(Stdio::null());
         command.args(["up", "--listen", "127.0.0.1:0"]).args(words).arg("--state").arg(state);
         let mut child = command.stdout(Stdio::piped()).process_group(0).spawn().unwrap();
         let out = BufReader::new(child.stdout.take().unwrap());

@@ -115,7 +115,9 @@ async fn change(app: App, call: Call) -> Result<Reply> {
 async fn remove(app: App, call: Call) -> Result<Reply> {
     let (id, cx) = (id(&call)?, self::cx(&call));
     call.write(&app.cell, move |tx| delete(tx, &cx, id)).await?;
-    super::files::remove(&app.settings, id).await;
+    if !app.cell.is_trial() {
+        super::files::remove(&app.settings, id).await;
+    }
     Ok(Reply::no_content())
 }
 
