@@ -21,7 +21,7 @@ TEST_PROGRAMS := busybox:busybox iperf3:iperf3
 BENCH_PROGRAMS := iperf3:iperf3 jq:jq sockperf:sockperf ethtool:ethtool
 
 .PHONY: help deps deps-test deps-bench cargo build up down guest clients test acceptance fabric-test fabric-test-debian \
-  fabric-test-broken planes-test planes-test-broken rollout-test-broken gate bench bench-store bench-network bench-fabric bench-fabric-node \
+  fabric-test-broken planes-test planes-test-broken rollout-test-broken gate bench bench-store bench-nodes bench-network bench-fabric bench-fabric-node \
   conformance clean
 
 help: ## this list
@@ -109,9 +109,9 @@ fabric-test-broken: deps-test ## that fabric-test finds what is broken on purpos
 	  echo "$${fault%:*}: $$failed"; \
 	done
 
-planes-test: deps-test ## two planes over each engine under load: switched, taken back, killed (a short form is part of test)
+planes-test: deps-test ## two planes over each engine under load: switched, taken back, killed (PLANES='--engine sqlite': over one)
 	cargo test --release -p shisa --test planes --no-run
-	cargo test --release -q -p shisa --test planes -- --full
+	cargo test --release -q -p shisa --test planes -- --full $(PLANES)
 
 planes-test-broken: deps-test ## that planes-test finds an owner that is not fenced, and requests that are done twice
 	@trap 'cargo build -q -p shisa' EXIT; \
@@ -148,6 +148,9 @@ bench: deps ## the figures beside their budgets
 ENGINES ?= sqlite postgres etcd
 bench-store: deps deps-test ## the store on each engine beside its budgets: make bench-store ENGINES='sqlite etcd'
 	cargo bench -p bench --bench store -- $(ENGINES)
+
+bench-nodes: deps ## thousands of simulated nodes on one plane beside the budgets: make bench-nodes NODES=10000
+	cargo build --release -p shisa && NODES='$(or $(NODES),10000)' cargo bench -p bench --bench nodes
 
 # PEER is a directory with openstack-up.sh and openstack-down.sh, which start and end a real OpenStack on loopback.
 bench-network: deps ## Networking beside a real neutron-server: make bench-network PEER=DIR (without: alone)

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use store::{Cause, Cell, Tx};
 
@@ -84,11 +85,20 @@ impl Call {
         Cause {
             id: self.cx.request.to_string(),
             who: format!("{} {}", self.cx.user(), self.cx.project()),
+            address: self.address(),
             route: format!("{} {}", self.method, self.path),
             version: self.version.to_string(),
             mutation: String::new(),
             body: (!self.body.is_empty()).then(|| Secret::new(String::from_utf8_lossy(&self.body))),
         }
+    }
+
+    /// The client's address, which the front door alone says; empty for what comes by a socket of this machine.
+    fn address(&self) -> String {
+        let said = self.headers.get("x-forwarded-for").and_then(|address| address.to_str().ok());
+        said.and_then(|said| said.parse::<IpAddr>().ok())
+            .map(|address| address.to_string())
+            .unwrap_or_default()
     }
 
     /// Runs a transaction on behalf of this request.

@@ -4,13 +4,19 @@
 //! computed at and never goes back; a node refuses an older one. Sections have string keys (`vm/ID`, `port/ID`,
 //! `network/ID`, `members/NETWORK`, `router/ID`, `group/ID`, `rules/HASH`, `image/ID`), so that a change costs what it
 //! touches. `vm` and `port` are of one node; the others are shared by all nodes that need them. `members` and `group`
-//! are sets that may be large: a patch carries what came and what went (`Elements`).
+//! are sets that may be large: a patch carries what came and what went (`Elements`), and a copy of one is cheap.
+//!
+//! Planes of a cell tell one line of generations: a node that comes from another plane is told what was touched since, and
+//! compares the sum of its document afterwards (`Document::sum`); one that is another's asks for the whole.
 //!
 //! A node is known to others by its underlay address (`vtep`), so a section says the same to all of them.
 //!
 //! Limits: `DOCUMENT_WAIT_MAX` for one long poll.
 
 use crate::units::Mac;
+use imbl::ordmap::DiffItem;
+use imbl::ordset::DiffItem as SetDiffItem;
+pub use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,6 +41,20 @@ pub struct Document {
     pub sections: BTreeMap<SectionKey, Section>,
 }
 
+/// What a node has, as it asks for what is newer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    pub generation: Generation,
+    /// Of its document. Told when it may be asking another process than before.
+    pub sum: Option<u64>,
+}
+
+impl From<Generation> for Known {
+    fn from(generation: Generation) -> Known {
+        Known { generation, sum: None }
+    }
+}
+
 /// What changed since the generation that the node has.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Patch {
@@ -46,6 +66,22 @@ pub struct Patch {
     #[serde(default)]
     pub elements: BTreeMap<SectionKey, Elements>,
     pub removed: BTreeSet<SectionKey>,
+    /// The keys that the document has now: what else the node has is gone. None: `removed` says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<BTreeSet<SectionKey>>,
+    /// The sum of the document that comes of it, where that is not certain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sum: Option<u64>,
+}
+
+/// What became of a patch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patched {
+    Taken,
+    /// It is older than what is here, and was ignored.
+    Older,
+    /// What came of it is another document than the plane's; nothing was taken. The whole one mends it.
+    Astray,
 }
 
 /// The change of a set: first `gone`, then `come`. An element that changed is among both or in `come` alone.
@@ -60,32 +96,68 @@ impl Elements {
     /// From one version of a set to the next; none when they are not versions of one set.
     pub fn between(before: &Section, after: &Section) -> Option<Elements> {
         match (before, after) {
-            (Section::Members(a), Section::Members(b)) if a.network == b.network => Some(Elements::Members {
-                come: b
-                    .ports
-                    .iter()
-                    .filter(|(id, m)| a.ports.get(id) != Some(m))
-                    .map(|(id, m)| (*id, m.clone()))
-                    .collect(),
-                gone: a.ports.keys().filter(|id| !b.ports.contains_key(id)).copied().collect(),
-            }),
-            (Section::Group(a), Section::Group(b)) if a.id == b.id => Some(Elements::Group {
-                come: b.members.difference(&a.members).copied().collect(),
-                gone: a.members.difference(&b.members).copied().collect(),
-            }),
+            (Section::Members(a), Section::Members(b)) if a.network == b.network => {
+                let (mut come, mut gone) = (BTreeMap::new(), BTreeSet::new());
+                for difference in a.ports.diff(&b.ports) {
+                    match difference {
+                        DiffItem::Add(id, member) | DiffItem::Update { new: (id, member), .. } => {
+                            come.insert(*id, member.clone());
+                        }
+                        DiffItem::Remove(id, _) => _ = gone.insert(*id),
+                    }
+                }
+                Some(Elements::Members { come, gone })
+            }
+            (Section::Group(a), Section::Group(b)) if a.id == b.id => {
+                let (mut come, mut gone) = (BTreeSet::new(), BTreeSet::new());
+                for difference in a.members.diff(&b.members) {
+                    match difference {
+                        SetDiffItem::Add(address) => _ = come.insert(*address),
+                        SetDiffItem::Remove(address) => _ = gone.insert(*address),
+                    }
+                }
+                Some(Elements::Group { come, gone })
+            }
             _ => None,
         }
     }
 
-    fn apply(self, section: &mut Section) {
-        match (self, section) {
+    /// How many elements are told of.
+    pub fn len(&self) -> usize {
+        match self {
+            Elements::Members { come, gone } => come.len() + gone.len(),
+            Elements::Group { come, gone } => come.len() + gone.len(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Leaves out what makes no difference to a set.
+    pub fn retain_new(&mut self, set: &Section) {
+        match (self, set) {
             (Elements::Members { come, gone }, Section::Members(members)) => {
-                members.ports.retain(|id, _| !gone.contains(id));
-                members.ports.extend(come);
+                gone.retain(|id| members.ports.contains_key(id) && !come.contains_key(id));
+                come.retain(|id, member| members.ports.get(id) != Some(member));
             }
             (Elements::Group { come, gone }, Section::Group(group)) => {
-                group.members.retain(|address| !gone.contains(address));
-                group.members.extend(come);
+                gone.retain(|address| group.members.contains(address) && !come.contains(address));
+                come.retain(|address| !group.members.contains(address));
+            }
+            (Elements::Members { .. } | Elements::Group { .. }, _) => {}
+        }
+    }
+
+    pub fn apply(&self, section: &mut Section) {
+        match (self, section) {
+            (Elements::Members { come, gone }, Section::Members(members)) => {
+                gone.iter().for_each(|id| _ = members.ports.remove(id));
+                members.ports.extend(come.iter().map(|(id, member)| (*id, member.clone())));
+            }
+            (Elements::Group { come, gone }, Section::Group(group)) => {
+                gone.iter().for_each(|address| _ = group.members.remove(address));
+                group.members.extend(come.iter().copied());
             }
             // A plane that mixes them up is mended by its next whole document.
             (Elements::Members { .. } | Elements::Group { .. }, _) => {}
@@ -94,13 +166,35 @@ impl Elements {
 }
 
 impl Document {
-    /// Applies a patch; an older one than what is here is ignored (false).
-    pub fn patch(&mut self, patch: Patch) -> bool {
+    /// Applies a patch.
+    pub fn patch(&mut self, patch: Patch) -> Patched {
         if patch.generation < self.generation {
-            return false;
+            return Patched::Older;
         }
+        // What is certain is applied in place; else what is here stays until the sum is known.
+        match patch.sum {
+            None => {
+                self.apply(patch);
+                Patched::Taken
+            }
+            Some(sum) => {
+                let mut next = self.clone();
+                next.apply(patch);
+                if next.sum() != sum {
+                    return Patched::Astray;
+                }
+                *self = next;
+                Patched::Taken
+            }
+        }
+    }
+
+    fn apply(&mut self, patch: Patch) {
         if patch.whole {
             self.sections.clear();
+        }
+        if let Some(keys) = &patch.keys {
+            self.sections.retain(|key, _| keys.contains(key));
         }
         self.sections.retain(|key, _| !patch.removed.contains(key));
         self.sections.extend(patch.changed);
@@ -110,7 +204,11 @@ impl Document {
             }
         }
         self.generation = patch.generation;
-        true
+    }
+
+    /// Of the sections, in whatever order: equal documents have equal sums on every build and machine.
+    pub fn sum(&self) -> u64 {
+        self.sections.iter().fold(0, |sum, (key, section)| sum.wrapping_add(section.sum(key)))
     }
 }
 
@@ -177,6 +275,66 @@ pub enum Section {
     Group(Group),
     Rules(RuleSet),
     Image(Image),
+}
+
+impl Section {
+    /// A hash of the section under its key, the same on every build and machine.
+    pub fn sum(&self, key: &SectionKey) -> u64 {
+        let mut hash = Fnv::default();
+        hash.text(&String::from(key.clone()));
+        match self {
+            // Sets may be large.
+            Section::Members(members) => members.ports.iter().for_each(|(id, m)| {
+                hash.bytes(id.as_bytes());
+                hash.bytes(&m.mac.0);
+                m.addresses.iter().chain(&m.vtep).for_each(|address| hash.address(*address));
+                hash.bytes(&[u8::from(m.vtep.is_some())]);
+                hash.text(&m.name);
+            }),
+            Section::Group(group) => group.members.iter().for_each(|address| hash.address(*address)),
+            other => serde_json::to_writer(&mut hash, other).expect("sections are plain data"),
+        }
+        hash.0
+    }
+}
+
+/// FNV-1a, the same on every build and machine.
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Fnv {
+        Fnv(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fnv {
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.0 = bytes.iter().fold(self.0, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3));
+    }
+
+    /// With its end, so that what follows is not taken for a part of it.
+    fn text(&mut self, text: &str) {
+        self.bytes(text.as_bytes());
+        self.bytes(&[0xff]);
+    }
+
+    fn address(&mut self, address: IpAddr) {
+        match address {
+            IpAddr::V4(a) => self.bytes(&a.octets()),
+            IpAddr::V6(a) => self.bytes(&a.octets()),
+        }
+    }
+}
+
+impl std::io::Write for Fnv {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.bytes(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// One guest.
@@ -297,7 +455,7 @@ pub struct Network {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Members {
     pub network: Uuid,
-    pub ports: BTreeMap<Uuid, Member>,
+    pub ports: OrdMap<Uuid, Member>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -415,9 +573,10 @@ pub fn leg_id(port: Uuid, vtep: IpAddr) -> Uuid {
     Uuid::from_u64_pair(fnv(&format!("{port} {vtep}")), fnv(&format!("{vtep} {port}")))
 }
 
-/// FNV-1a: the same on every build and machine.
 fn fnv(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ b as u64).wrapping_mul(0x0000_0100_0000_01b3))
+    let mut hash = Fnv::default();
+    hash.bytes(text.as_bytes());
+    hash.0
 }
 
 /// One node's part of a router's source addresses: a block of ports of an address that nodes share, or an address of
@@ -445,7 +604,7 @@ impl SnatShare {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Group {
     pub id: Uuid,
-    pub members: BTreeSet<IpAddr>,
+    pub members: OrdSet<IpAddr>,
 }
 
 /// What a port's security groups allow, taken together. Ports with equal sets share one.
@@ -618,20 +777,17 @@ mod tests {
         let key = |n: u128| SectionKey::Group(Uuid::from_u128(n));
         let at = |revision| Generation { epoch: 1, revision };
         let mut document = Document { generation: at(5), sections: [(key(1), group(1))].into() };
-        assert!(!document.patch(Patch { generation: at(4), whole: true, ..Patch::default() }));
-        assert!(document.patch(Patch {
-            generation: at(6),
-            changed: [(key(2), group(2))].into(),
-            ..Patch::default()
-        }));
+        let patched = document.patch(Patch { generation: at(4), whole: true, ..Patch::default() });
+        assert_eq!(patched, Patched::Older);
+        document.patch(Patch { generation: at(6), changed: [(key(2), group(2))].into(), ..Patch::default() });
         assert_eq!(document.sections.len(), 2);
-        assert!(document.patch(Patch { generation: at(7), removed: [key(1)].into(), ..Patch::default() }));
-        assert!(document.patch(Patch {
+        document.patch(Patch { generation: at(7), removed: [key(1)].into(), ..Patch::default() });
+        document.patch(Patch {
             generation: at(8),
             whole: true,
             changed: [(key(3), group(3))].into(),
             ..Patch::default()
-        }));
+        });
         assert_eq!(document.sections.keys().cloned().collect::<Vec<_>>(), [key(3)]);
     }
 
@@ -648,7 +804,7 @@ mod tests {
     #[test]
     fn a_set_is_patched_by_its_elements() {
         let group = |members: &[&str]| {
-            let members = members.iter().map(|a| a.parse().unwrap()).collect();
+            let members = members.iter().map(|a| a.parse::<IpAddr>().unwrap()).collect();
             Section::Group(Group { id: Uuid::nil(), members })
         };
         let (before, after) = (group(&["10.0.0.1", "10.0.0.2"]), group(&["10.0.0.2", "10.0.0.3"]));
@@ -656,8 +812,15 @@ mod tests {
         let mut document =
             Document { sections: [(key.clone(), before.clone())].into(), ..Document::default() };
         let elements = Elements::between(&before, &after).unwrap();
-        assert!(document.patch(Patch { elements: [(key.clone(), elements)].into(), ..Patch::default() }));
+        let patch = Patch { elements: [(key.clone(), elements)].into(), ..Patch::default() };
+        assert_eq!(document.patch(patch.clone()), Patched::Taken);
         assert_eq!(document.sections[&key], after);
+        // A sum that is another's takes nothing.
+        let sum = Some(document.sum());
+        assert_eq!(document.patch(Patch { sum, ..patch.clone() }), Patched::Taken);
+        let same = document.clone();
+        assert_eq!(document.patch(Patch { sum, whole: true, ..patch }), Patched::Astray);
+        assert_eq!(document, same);
     }
 
     #[test]

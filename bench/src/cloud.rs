@@ -87,7 +87,7 @@ impl Cloud {
         let project = id(&answer["token"], "project")?;
         read_until(&mut out, " up ")?;
         let child = child.0.take().ok_or("no process")?;
-        let processes = Processes::One(child.id());
+        let processes = Processes::Tree(child.id());
         let api = Target { authority, token, processes };
         Ok(Cloud { child, _out: out, api, password: word, project, answered, admitted })
     }

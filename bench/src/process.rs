@@ -6,10 +6,12 @@ use nix::unistd::Pid;
 use std::collections::BTreeMap;
 use std::fs::{read_dir, read_to_string};
 
-/// The processes of one cloud: one, or those of some sessions.
+/// The processes of one cloud.
 #[derive(Clone)]
 pub enum Processes {
     One(u32),
+    /// One and all that it started, and so on.
+    Tree(u32),
     /// By their leaders; with all that started in them, also what has left the session.
     Sessions(Vec<u32>),
 }
@@ -19,8 +21,8 @@ impl Processes {
     pub fn cpu(&self) -> Result<f64> {
         match self {
             Processes::One(pid) => cpu(*pid),
-            Processes::Sessions(leaders) => {
-                Ok(members(leaders)?.into_iter().filter_map(|p| cpu(p).ok()).sum())
+            Processes::Tree(_) | Processes::Sessions(_) => {
+                Ok(self.members()?.into_iter().filter_map(|p| cpu(p).ok()).sum())
             }
         }
     }
@@ -29,9 +31,18 @@ impl Processes {
     pub fn memory(&self) -> Result<f64> {
         match self {
             Processes::One(pid) => memory(*pid),
-            Processes::Sessions(leaders) => {
-                Ok(members(leaders)?.into_iter().filter_map(|p| memory(p).ok()).sum())
+            Processes::Tree(_) | Processes::Sessions(_) => {
+                Ok(self.members()?.into_iter().filter_map(|p| memory(p).ok()).sum())
             }
+        }
+    }
+
+    /// By pid.
+    pub fn members(&self) -> Result<Vec<u32>> {
+        match self {
+            Processes::One(pid) => Ok(vec![*pid]),
+            Processes::Tree(root) => members(|pid, _| pid == *root),
+            Processes::Sessions(leaders) => members(|_, session| leaders.contains(&session)),
         }
     }
 }
@@ -49,7 +60,8 @@ pub fn memory(pid: u32) -> Result<f64> {
     Ok(pss.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
 }
 
-fn members(leaders: &[u32]) -> Result<Vec<u32>> {
+/// The processes that are meant by pid and session, and all that they started.
+fn members(meant: impl Fn(u32, u32) -> bool) -> Result<Vec<u32>> {
     let mut all = BTreeMap::new();
     for entry in read_dir("/proc")? {
         let pid = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
@@ -63,7 +75,7 @@ fn members(leaders: &[u32]) -> Result<Vec<u32>> {
             all.insert(pid, (parent, session));
         }
     }
-    let mut found: Vec<u32> = all.keys().copied().filter(|pid| leaders.contains(&all[pid].1)).collect();
+    let mut found: Vec<u32> = all.keys().copied().filter(|pid| meant(*pid, all[pid].1)).collect();
     loop {
         let more = |(pid, (parent, _)): (&u32, &(u32, u32))| {
             (found.contains(parent) && !found.contains(pid)).then_some(*pid)

@@ -34,11 +34,13 @@ pub struct Request {
     pub host: Option<String>,
 }
 
-/// One entry a node, by order of first sight.
+/// One entry a node, by order of first sight. What is chosen does not depend on that order: another process has another.
 #[derive(Default)]
 pub struct Hosts {
     index: HashMap<Arc<str>, usize>,
     names: Vec<Arc<str>>,
+    /// Of each name, for ties.
+    hashes: Vec<u64>,
     zones: Vec<Arc<str>>,
     /// The node is known and may take servers.
     open: Vec<bool>,
@@ -56,6 +58,7 @@ impl Hosts {
         }
         let (name, at): (Arc<str>, _) = (name.into(), self.names.len());
         self.index.insert(name.clone(), at);
+        self.hashes.push(name_hash(&name));
         self.names.push(name);
         self.zones.push("".into());
         self.open.push(false);
@@ -110,11 +113,16 @@ impl Hosts {
         }
         let score = |at: usize| {
             let free = self.memory_mib[at] - self.used[at].memory_mib;
-            (free, (at as u64 ^ tie).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+            (free, (self.hashes[at] ^ tie).wrapping_mul(0x9e37_79b9_7f4a_7c15), &self.names[at])
         };
         let best = (0..self.names.len()).filter(|at| self.fits(*at, request)).max_by_key(|at| score(*at))?;
         Some(self.names[best].clone())
     }
+}
+
+/// FNV-1a: the same on every build and machine.
+fn name_hash(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 impl Derived for Hosts {
@@ -163,6 +171,26 @@ mod tests {
             hosts.open[at] = true;
             hosts.zones[at] = if n % 2 == 0 { "even".into() } else { "odd".into() };
             (hosts.vcpus[at], hosts.memory_mib[at], hosts.disk_gib[at]) = (32, *memory, 100);
+        }
+        hosts
+    }
+
+    #[test]
+    fn equal_nodes_are_chosen_by_seed_and_name_not_by_the_order_they_came_in() {
+        let request = Request::default();
+        let (one, two) = (in_order(&[0, 1, 2, 3, 4, 5]), in_order(&[5, 2, 0, 1, 4, 3]));
+        let chosen = |hosts: &Hosts, tie: u64| hosts.best(&request, tie.wrapping_mul(0x1234_5678_9abc_def1));
+        let first: Vec<_> = (0..60).map(|tie| chosen(&one, tie)).collect();
+        assert_eq!(first, (0..60).map(|tie| chosen(&two, tie)).collect::<Vec<_>>());
+        let distinct: std::collections::BTreeSet<_> = first.into_iter().collect();
+        assert_eq!(distinct.len(), 6, "each has its turn");
+    }
+
+    fn in_order(order: &[usize]) -> Hosts {
+        let mut hosts = Hosts::default();
+        for n in order {
+            let at = hosts.slot(&format!("n{n}"));
+            (hosts.open[at], hosts.memory_mib[at]) = (true, 1024);
         }
         hosts
     }

@@ -117,7 +117,7 @@ fn document(own: usize, nodes: [IpAddr; 2]) -> Result<Document> {
         put(SectionKey::Network(network(n)), Section::Network(section));
         let vtep = Some(nodes[usize::from(n != own)]);
         let member = Member { mac: *mac, addresses: [parse(address)?].into(), vtep, name: String::new() };
-        let members = Members { network: network(n), ports: [(port(n), member)].into() };
+        let members = Members { network: network(n), ports: vec![(port(n), member)].into() };
         put(SectionKey::Members(network(n)), Section::Members(members));
         interfaces.push(RouterInterface {
             port: Uuid::from_u128(5 << 120 | (n as u128) << 112),

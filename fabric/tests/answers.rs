@@ -132,7 +132,7 @@ fn names_of_the_network_are_answered_by_udp_and_tcp_and_others_asked_outside() {
             vtep: None,
             name: name.into(),
         };
-        let ports = [(a.id, member(&a, "web")), (b.id, member(&b, "db"))].into();
+        let ports = vec![(a.id, member(&a, "web")), (b.id, member(&b, "db"))].into();
         w.put(Section::Members(Members { network: net, ports }));
         w.resolve_by(outside([192, 0, 2, 9].into()));
         w.sync().await;

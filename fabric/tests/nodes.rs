@@ -109,7 +109,9 @@ fn rules_and_groups_hold_between_hosts_and_cut_what_they_no_longer_allow() {
     run_hosts(2, async |c| {
         let net = c.network(1, "10.74.0.0/24");
         let friends = id(8, 1);
-        let group = |member: &str| Section::Group(Group { id: friends, members: [address(member)].into() });
+        let group = |member: &str| {
+            Section::Group(Group { id: friends, members: [address(member)].into_iter().collect() })
+        };
         c.put(group("10.74.0.5"));
         let tcp = |port, remote| rule(Direction::Ingress, false, Some(6), Some((port, port)), remote);
         let guarded = rules_in(&[tcp(80, Remote::Any), tcp(81, Remote::Group(friends))]);

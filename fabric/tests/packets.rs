@@ -112,7 +112,7 @@ fn rules_decide_who_comes_in_and_removed_ones_end_connections() {
     run(async |w| {
         let net = w.network(1, "10.74.0.0/24");
         let friends = id(8, 1);
-        let members = ["10.74.0.5".parse().unwrap()].into();
+        let members = vec!["10.74.0.5".parse().unwrap()].into();
         w.put(Section::Group(Group { id: friends, members }));
         let guarded = rules_in(&[tcp(80, Remote::Any), tcp(81, Remote::Group(friends))]);
         let (a, b) = (w.port(1, net, "10.74.0.5", &open()), w.port(2, net, "10.74.0.6", &open()));
@@ -128,7 +128,7 @@ fn rules_decide_who_comes_in_and_removed_ones_end_connections() {
         assert!(a.connects("10.74.0.7", 81), "a member of the group");
         assert!(!b.connects("10.74.0.7", 81), "not a member");
         assert!(!a.connects("10.74.0.7", 82));
-        w.put(Section::Group(Group { id: friends, members: ["10.74.0.6".parse().unwrap()].into() }));
+        w.put(Section::Group(Group { id: friends, members: vec!["10.74.0.6".parse().unwrap()].into() }));
         w.sync().await;
         assert!(!a.connects("10.74.0.7", 81) && b.connects("10.74.0.7", 81), "membership moved");
         c.rules = None;

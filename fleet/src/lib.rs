@@ -23,7 +23,6 @@ pub mod node;
 pub mod plane;
 mod question;
 mod rest;
-mod set;
 mod silent;
 
 pub use document::{Source, Touched};
@@ -32,7 +31,7 @@ pub use rest::{App, service};
 pub use silent::SilentNodesClosed;
 
 use base::join::{Answer, Ask, Question};
-use base::node::{Document, Generation, Hello, Patch, Report, SectionKey};
+use base::node::{Document, Hello, Known, Patch, Report, SectionKey};
 use base::{Error, Result};
 use document::Documents;
 use heard::Heard;
@@ -40,11 +39,14 @@ use question::Questions;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
-use store::{Cause, Cell, Schema, State, Tx};
+use store::{Cause, Cell, Role, Schema, State, Tx};
 use uuid::Uuid;
 
 /// A node that was not heard for this long counts as down. A waiting node asks again after `DOCUMENT_WAIT_MAX`.
 pub const HEARD_MAX: Duration = Duration::from_secs(25);
+
+/// Nodes that joined since are looked for this often.
+const KEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// What takes a report to its service.
 pub type Sink = fn(&mut Tx, node: &str, report: &Report) -> Result<()>;
@@ -81,9 +83,24 @@ impl Fleet {
         Fleet { inner: Arc::new(inner) }
     }
 
-    /// Keeps the documents up with the log, for ever.
+    /// Keeps the documents of all nodes up with the log, for ever.
     pub async fn follow(&self) {
-        self.inner.documents.follow().await;
+        tokio::join!(self.inner.documents.follow(), self.keep_documents());
+    }
+
+    /// A node may come from another plane at any time, and is told what changed only where its document is there.
+    async fn keep_documents(&self) {
+        loop {
+            let state = self.inner.cell.read();
+            for node in state.all::<Node>() {
+                if self.inner.documents.keep(&node.hello.name) {
+                    // Others need this thread, too.
+                    tokio::task::yield_now().await;
+                }
+            }
+            drop(state);
+            tokio::time::sleep(KEEP_EVERY).await;
+        }
     }
 
     /// A node says what it is; its record is made or brought up to date.
@@ -97,10 +114,15 @@ impl Fleet {
         self.inner.documents.at(state, node)
     }
 
-    /// What changed for a node since `after`; waits at most `wait` for something to change.
-    pub async fn document(&self, node: &str, after: Generation, wait: Duration) -> Result<Patch> {
+    /// What changed for a node since what it knows; waits at most `wait` for something to change.
+    ///
+    /// Errors: `Unavailable` when another process owns the cell.
+    pub async fn document(&self, node: &str, known: impl Into<Known>, wait: Duration) -> Result<Patch> {
         let wait = self.asked(node, wait);
-        Ok(self.inner.documents.after(node, after, wait).await)
+        let Role::Owner(epoch) = *self.inner.cell.role().borrow() else {
+            return Err(Error::unavailable("Another plane owns the cell."));
+        };
+        Ok(self.inner.documents.after(node, known.into(), epoch, wait).await)
     }
 
     /// What a node saw.

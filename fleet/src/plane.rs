@@ -11,7 +11,7 @@ use base::join::{
     ANSWERS, Answer, DOCUMENT, HELLO, IMAGES, JOIN, Join, Joined, NODE, QUESTIONS, RENEW, REPORT, Renew,
     Token,
 };
-use base::node::{DOCUMENT_WAIT_MAX, Generation, Hello, Report, SectionKey};
+use base::node::{DOCUMENT_WAIT_MAX, Generation, Hello, Known, Report, SectionKey};
 use base::{Error, Result, Timestamp};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -142,7 +142,7 @@ impl Plane {
                 Ok(Reply::no_content())
             }
             (Method::GET, DOCUMENT) => {
-                Ok(Reply::ok(&fleet.document(node, after(&query)?, wait(&query)?).await?))
+                Ok(Reply::ok(&fleet.document(node, known(&query)?, wait(&query)?).await?))
             }
             (Method::POST, REPORT) => {
                 let report: Report = read(body, REPORT_BYTES_MAX).await?;
@@ -211,10 +211,13 @@ fn wait(query: &Query) -> Result<Duration> {
     Ok(Duration::from_millis(ms).min(DOCUMENT_WAIT_MAX))
 }
 
-/// `EPOCH.REVISION`
-fn after(query: &Query) -> Result<Generation> {
+/// `after`: `EPOCH.REVISION`; `sum`, where it is told: hexadecimal.
+fn known(query: &Query) -> Result<Known> {
     let wrong = || Error::invalid("`after` is a generation: EPOCH.REVISION.");
     let (epoch, revision) = query.get("after").and_then(|text| text.split_once('.')).ok_or_else(wrong)?;
     let number = |text: &str| text.parse().map_err(|_| wrong());
-    Ok(Generation { epoch: number(epoch)?, revision: number(revision)? })
+    let generation = Generation { epoch: number(epoch)?, revision: number(revision)? };
+    let sum = query.get("sum").map(|text| u64::from_str_radix(text, 16));
+    let sum = sum.transpose().map_err(|_| Error::invalid("`sum` is a hexadecimal number."))?;
+    Ok(Known { generation, sum })
 }

@@ -18,8 +18,7 @@ const HOPS_MAX: usize = 8;
 
 /// The routers with an interface on a network.
 pub(crate) fn routers_of(state: &State, network: Id<Network>) -> BTreeSet<Id<Router>> {
-    let on = state.by(&port::BY_NETWORK, network).filter(|p| p.owner.0 == ROUTER_INTERFACE);
-    on.filter_map(|p| p.device.parse().ok()).collect()
+    state.by(&port::BY_LEGS, (network, false)).filter_map(|p| p.device.parse().ok()).collect()
 }
 
 /// The distributed ones of them.

@@ -214,10 +214,8 @@ pub fn interfaces(state: &State, router: Id<Router>) -> impl Iterator<Item = &Ar
 pub fn of_subnet(state: &State, subnet: &Subnet) -> Option<Id<Router>> {
     let holder = subnet.gateway.and_then(|g| state.one(&port::BY_ADDRESS, (subnet.id, g)));
     let holder = holder.filter(|p| p.owner.0 == ROUTER_INTERFACE).cloned();
-    let any = || {
-        let on = |p: &&Arc<Port>| p.owner.0 == ROUTER_INTERFACE && p.has_address_of(subnet.id);
-        state.by(&port::BY_NETWORK, subnet.network).find(on).cloned()
-    };
+    let any =
+        || state.by(&port::BY_LEGS, (subnet.network, false)).find(|p| p.has_address_of(subnet.id)).cloned();
     holder.or_else(any)?.device.parse().ok()
 }
 

@@ -3,7 +3,7 @@
 use crate::address_group::{self, AddressGroup};
 use crate::floating_ip::{self, FloatingIp};
 use crate::network::Network;
-use crate::port::{self, Port, ROUTER_GATEWAY};
+use crate::port::{self, Port};
 use crate::port_forwarding::{self, PortForwarding};
 use crate::rbac::RbacPolicy;
 use crate::reach;
@@ -11,10 +11,10 @@ use crate::router::{self, Router};
 use crate::security_group::{self, SecurityGroup, SecurityGroupRule};
 use crate::subnet::{self, Subnet};
 use base::Id;
-use base::node::{self, Section, SectionKey};
+use base::node::{self, Elements, Section, SectionKey};
 use fleet::{Node, Source, Touched};
 use ipnet::IpNet;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use store::{Entry, State};
@@ -23,10 +23,14 @@ use store::{Entry, State};
 fn keys_of_node(state: &State, host: &str) -> BTreeSet<SectionKey> {
     let mut keys = BTreeSet::new();
     let mut networks = BTreeSet::new();
+    // Most ports have the same groups as others.
+    let mut sets = HashSet::new();
     for port in state.by(&port::BY_HOST, host).filter(|p| p.owner.is_compute()) {
         keys.insert(SectionKey::Port(port.id.uuid()));
         networks.insert(port.network);
-        keys.insert(SectionKey::Members(port.network.uuid()));
+        if !port.port_security || !sets.insert(&port.groups) {
+            continue;
+        }
         let Some(rules) = security_group::rule_set(state, port) else { continue };
         for rule in &rules.rules {
             if let node::Remote::Group(group) = rule.remote {
@@ -132,10 +136,8 @@ fn network_section(state: &State, network: &Network) -> node::Network {
     }
 }
 
-/// Routers reach each other on an external network by their addresses; of their gateways only the nodes are members.
 fn members_section(state: &State, network: &Network) -> node::Members {
-    let on = state.by(&port::BY_NETWORK, network.id);
-    let bound = on.filter(|p| !p.host.is_empty() && p.owner.0 != ROUTER_GATEWAY);
+    let bound = state.by(&port::BY_MEMBERS, network.id);
     node::Members {
         network: network.id.uuid(),
         ports: bound.flat_map(|p| members(state, p)).chain(legs(state, network)).collect(),
@@ -144,8 +146,7 @@ fn members_section(state: &State, network: &Network) -> node::Members {
 
 /// The legs of routers into an external network, one for each node that has one.
 fn legs<'a>(state: &'a State, network: &Network) -> impl Iterator<Item = (uuid::Uuid, node::Member)> + 'a {
-    let on = state.by(&port::BY_NETWORK, network.id).filter(|p| p.owner.0 == ROUTER_GATEWAY);
-    on.flat_map(|port| {
+    state.by(&port::BY_LEGS, (network.id, true)).flat_map(|port| {
         let router = port.device.parse::<Id<Router>>().ok().and_then(|id| state.get::<Router>(&id));
         let gateway = router.and_then(|router| router.gateway.as_ref());
         gateway.into_iter().flat_map(|gateway| leg_of_each_node(state, gateway, port)).collect::<Vec<_>>()
@@ -269,24 +270,44 @@ fn shares(state: &State, gateway: &router::Gateway, port: &Port) -> Vec<node::Sn
 
 fn group_section(state: &State, group: Id<SecurityGroup>) -> node::Group {
     let members = state.by(&port::BY_GROUP, group);
-    let addresses = members.flat_map(|p| {
-        p.fixed.iter().map(|f| f.address).chain(
-            p.pairs.iter().filter(|a| a.net.prefix_len() == a.net.max_prefix_len()).map(|a| a.net.addr()),
-        )
-    });
-    node::Group { id: group.uuid(), members: addresses.collect() }
+    node::Group { id: group.uuid(), members: members.flat_map(|p| p.group_addresses()).collect() }
 }
 
-fn touch_port(state: &State, touched: &mut Touched, port: &Port, membership: bool) {
+/// `before` and `after` are what an entry made of one port.
+fn touch_port(state: &State, touched: &mut Touched, before: Option<&Port>, after: Option<&Port>) {
+    before.into_iter().chain(after).for_each(|port| touch_own(state, touched, port));
+    let ports = || before.into_iter().chain(after);
+    for network in ports().map(|p| p.network).collect::<BTreeSet<_>>() {
+        let of = |port: Option<&Port>| {
+            let port = port.filter(|p| p.network == network && p.is_member());
+            port.map(|p| members(state, p)).unwrap_or_default()
+        };
+        let (was, come) = (of(before), of(after));
+        let gone = was.into_keys().filter(|id| !come.contains_key(id)).collect();
+        touched.elements(SectionKey::Members(network.uuid()), Elements::Members { come, gone });
+        if ports().any(|p| p.owner.is_router()) {
+            touched.key(SectionKey::Members(network.uuid()));
+        }
+    }
+    for group in ports().flat_map(|p| p.groups.iter().copied()).collect::<BTreeSet<_>>() {
+        let of = |port: Option<&Port>| -> BTreeSet<IpAddr> {
+            port.filter(|p| p.groups.contains(&group)).into_iter().flat_map(Port::group_addresses).collect()
+        };
+        let come = of(after);
+        // Another port of the group may have the same address.
+        let held = |address: &IpAddr| state.by(&port::BY_GROUP_ADDRESS, (group, *address)).next().is_some();
+        let gone = of(before).into_iter().filter(|a| !come.contains(a) && !held(a)).collect();
+        touched.elements(SectionKey::Group(group.uuid()), Elements::Group { come, gone });
+    }
+}
+
+/// What is the port's own, and what routers and nodes have of it.
+fn touch_own(state: &State, touched: &mut Touched, port: &Port) {
     touched.key(SectionKey::Port(port.id.uuid()));
     let routers = state.by(&port_forwarding::BY_PORT, port.id).map(|f| f.router);
     routers.for_each(|r| touched.key(SectionKey::Router(r.uuid())));
     if !port.host.is_empty() {
         touched.hosts.insert(port.host.clone());
-    }
-    if membership {
-        touched.key(SectionKey::Members(port.network.uuid()));
-        port.groups.iter().for_each(|g| touched.key(SectionKey::Group(g.uuid())));
     }
     if port.owner.is_router() {
         touched.holders(SectionKey::Network(port.network.uuid()));
@@ -303,7 +324,7 @@ fn touched(state: &State, entry: &Entry) -> Touched {
         if let Some((before, after)) = change.of::<Port>() {
             let reported = before.zip(after).is_some_and(|(b, a)| Port { up: a.up, ..b.clone() } == *a);
             if !reported {
-                before.into_iter().chain(after).for_each(|p| touch_port(state, &mut touched, p, true));
+                touch_port(state, &mut touched, before, after);
             }
         } else if let Some((before, after)) = change.of::<Network>() {
             before.into_iter().chain(after).for_each(|n| touched.key(SectionKey::Network(n.id.uuid())));
@@ -341,8 +362,7 @@ fn touched(state: &State, entry: &Entry) -> Touched {
             objects.for_each(|n| touched.key(SectionKey::Network(n)));
         } else if let Some((_, Some(after))) = change.of::<AddressGroup>() {
             for rule in address_group::rules_with(state, after.id) {
-                let ports = state.by(&port::BY_GROUP, rule.group);
-                ports.for_each(|p| touch_port(state, &mut touched, p, false));
+                state.by(&port::BY_GROUP, rule.group).for_each(|p| touch_own(state, &mut touched, p));
             }
         } else if let Some((Some(before), Some(after))) = change.of::<Node>()
             && before.hello.address != after.hello.address
@@ -350,12 +370,12 @@ fn touched(state: &State, entry: &Entry) -> Touched {
             touch_node(state, &mut touched, &after.hello.name);
         } else if let Some((before, after)) = change.of::<SecurityGroupRule>() {
             for rule in before.into_iter().chain(after) {
-                state.by(&port::BY_GROUP, rule.group).for_each(|p| touch_port(state, &mut touched, p, false));
+                state.by(&port::BY_GROUP, rule.group).for_each(|p| touch_own(state, &mut touched, p));
             }
         } else if let Some((Some(before), Some(after))) = change.of::<SecurityGroup>()
             && before.stateful != after.stateful
         {
-            state.by(&port::BY_GROUP, after.id).for_each(|p| touch_port(state, &mut touched, p, false));
+            state.by(&port::BY_GROUP, after.id).for_each(|p| touch_own(state, &mut touched, p));
         }
     }
     touched
@@ -364,7 +384,8 @@ fn touched(state: &State, entry: &Entry) -> Touched {
 /// Whatever names a node does so by its address.
 fn touch_node(state: &State, touched: &mut Touched, name: &str) {
     for port in state.by(&port::BY_HOST, name) {
-        touch_port(state, touched, port, true);
+        touch_own(state, touched, port);
+        touched.key(SectionKey::Members(port.network.uuid()));
     }
     let names = |r: &&Arc<Router>| {
         let gateway = r.gateway.as_ref().is_some_and(|g| g.blocks.contains_key(name));

@@ -120,8 +120,8 @@ fn nodes_behind(state: &State, router: &Router) -> BTreeSet<String> {
     let distributed = before.iter().filter(|id| state.get::<Router>(id).is_some_and(|r| r.distributed));
     let networks: BTreeSet<_> =
         distributed.flat_map(|id| router::interfaces(state, *id)).map(|p| p.network).collect();
-    let ports = networks.iter().flat_map(|n| state.by(&port::BY_NETWORK, *n));
-    let bound = ports.filter(|p| p.owner.is_compute() && !p.host.is_empty()).map(|p| p.host.clone());
+    let ports = networks.iter().flat_map(|n| state.by(&port::BY_MEMBERS, *n));
+    let bound = ports.filter(|p| p.owner.is_compute()).map(|p| p.host.clone());
     bound.chain(hosts).collect()
 }
 

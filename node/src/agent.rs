@@ -11,13 +11,15 @@ use crate::Machine;
 use crate::ledger::Ledger;
 use crate::link::Link;
 use crate::observed::Observed;
-use base::node::{DOCUMENT_WAIT_MAX, Document, Generation, Hello, Patch};
+use base::node::{DOCUMENT_WAIT_MAX, Document, Generation, Hello, Known, Patch, Patched};
 use base::{Error, Kind, Result};
 use std::sync::Arc;
 use std::time::Duration;
 
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(10);
+/// Tries that come sooner after each other are not said.
+const SAID_FROM: Duration = Duration::from_millis(800);
 /// A plane that never answers a question is away: the long poll's time and this much more.
 const ANSWER_MAX: Duration = Duration::from_secs(15);
 /// A plane that answers at once with nothing new is asked again after this long.
@@ -27,8 +29,8 @@ struct Retry(Duration);
 
 impl Retry {
     async fn wait(&mut self, what: &str, error: &Error) {
-        // Once is what a node sees of a switch of planes.
-        match self.0 == RETRY_MIN {
+        // A switch of planes, or a take-over, is over by then.
+        match self.0 < SAID_FROM {
             true => tracing::debug!("{what}: {}", error.chain()),
             false => tracing::warn!("{what}: {}", error.chain()),
         }
@@ -79,23 +81,59 @@ pub async fn follow(link: &Link, mut ledger: Ledger, machine: &mut Machine) -> R
         machine.act(&Document::default(), ledger.document()).await?;
     }
     let mut retry = Retry(RETRY_MIN);
+    let mut with = With::Sum;
     loop {
         let asked = tokio::time::Instant::now();
-        match ask(link, ledger.document(), machine).await {
+        match ask(link, ledger.document(), with, machine).await {
             Ok(patch) => {
                 retry = Retry(RETRY_MIN);
-                if !accept(&mut ledger, patch, machine).await? && asked.elapsed() < IDLE_MIN {
+                let before = ledger.document().clone();
+                let patched = ledger.patch(patch).await?;
+                with = With::Generation;
+                match patched {
+                    Patched::Taken if Arc::ptr_eq(&before, ledger.document()) => {}
+                    Patched::Taken => {
+                        machine.act(&before, ledger.document()).await?;
+                        continue;
+                    }
+                    Patched::Older => {}
+                    Patched::Astray => {
+                        tracing::warn!(
+                            "the document is another than the plane's: it is asked for as a whole"
+                        );
+                        with = With::Nothing;
+                    }
+                }
+                if asked.elapsed() < IDLE_MIN {
                     tokio::time::sleep(IDLE_MIN).await;
                 }
             }
-            Err(error) => retry.wait("the plane has not given a document", &error).await,
+            Err(error) => {
+                // The next one to answer may be another process.
+                with = With::Sum;
+                retry.wait("the plane has not given a document", &error).await;
+            }
         }
     }
 }
 
+/// What a node says of its document when it asks for the next.
+#[derive(Clone, Copy)]
+enum With {
+    Generation,
+    Sum,
+    /// It wants all of it.
+    Nothing,
+}
+
 /// One long poll; the machine settles meanwhile.
-async fn ask(link: &Link, document: &Arc<Document>, machine: &mut Machine) -> Result<Patch> {
-    let poll = link.document(document.generation, DOCUMENT_WAIT_MAX);
+async fn ask(link: &Link, document: &Arc<Document>, with: With, machine: &mut Machine) -> Result<Patch> {
+    let known = match with {
+        With::Generation => document.generation.into(),
+        With::Sum => Known { generation: document.generation, sum: Some(document.sum()) },
+        With::Nothing => Known::default(),
+    };
+    let poll = link.document(known, DOCUMENT_WAIT_MAX);
     let poll = limited(DOCUMENT_WAIT_MAX + ANSWER_MAX, poll);
     tokio::pin!(poll);
     loop {
@@ -104,13 +142,4 @@ async fn ask(link: &Link, document: &Arc<Document>, machine: &mut Machine) -> Re
             () = machine.settle(document) => {}
         }
     }
-}
-
-async fn accept(ledger: &mut Ledger, patch: Patch, machine: &mut Machine) -> Result<bool> {
-    let before = ledger.document().clone();
-    let new = ledger.patch(patch).await?;
-    if new {
-        machine.act(&before, ledger.document()).await?;
-    }
-    Ok(new)
 }

@@ -4,7 +4,7 @@
 //! read stops the node: with an empty document it would end all its guests.
 
 use crate::file;
-use base::node::{Document, Patch};
+use base::node::{Document, Patch, Patched};
 use base::{Error, Result};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,14 +28,15 @@ impl Ledger {
         &self.document
     }
 
-    /// Applies and keeps a patch; false when it is older than what is here, or changes nothing.
-    pub async fn patch(&mut self, patch: Patch) -> Result<bool> {
+    /// Applies and keeps a patch. One that changes nothing leaves the document the same allocation.
+    pub async fn patch(&mut self, patch: Patch) -> Result<Patched> {
         if patch.generation <= self.document.generation && !patch.whole {
-            return Ok(false);
+            return Ok(Patched::Older);
         }
         let mut next = Document::clone(&self.document);
-        if !next.patch(patch) || next == *self.document {
-            return Ok(false);
+        let patched = next.patch(patch);
+        if patched != Patched::Taken || next == *self.document {
+            return Ok(patched);
         }
         let next = Arc::new(next);
         if let Some(path) = self.path.clone() {
@@ -46,7 +47,7 @@ impl Ledger {
                 .map_err(|e| Error::internal("the ledger's writer died").because(e))??;
         }
         self.document = next;
-        Ok(true)
+        Ok(Patched::Taken)
     }
 }
 
@@ -71,10 +72,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ledger.json");
         let mut ledger = Ledger::open(path.clone()).unwrap();
-        assert!(ledger.patch(patch(5, 1)).await.unwrap());
-        assert!(!ledger.patch(patch(4, 2)).await.unwrap());
-        assert!(!ledger.patch(patch(5, 2)).await.unwrap());
-        assert!(!ledger.patch(Patch { whole: true, ..patch(3, 2) }).await.unwrap());
+        assert_eq!(ledger.patch(patch(5, 1)).await.unwrap(), Patched::Taken);
+        assert_eq!(ledger.patch(patch(4, 2)).await.unwrap(), Patched::Older);
+        assert_eq!(ledger.patch(patch(5, 2)).await.unwrap(), Patched::Older);
+        assert_eq!(ledger.patch(Patch { whole: true, ..patch(3, 2) }).await.unwrap(), Patched::Older);
         let again = Ledger::open(path.clone()).unwrap();
         assert_eq!(again.document(), ledger.document());
         assert_eq!(again.document().sections.len(), 1);

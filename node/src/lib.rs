@@ -225,6 +225,11 @@ impl Node {
         }
     }
 
+    /// The document that the node acts on, as it comes.
+    pub fn document(&self) -> watch::Receiver<Arc<Document>> {
+        self.inner.document.subscribe()
+    }
+
     /// The last `lines` lines of a guest's serial console, or as much as is kept.
     ///
     /// Errors: `NotFound` when the guest is not on this node.

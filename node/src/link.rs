@@ -4,7 +4,7 @@
 //! type whatever its plane is.
 
 use base::Result;
-use base::node::{Generation, Hello, Patch, Report};
+use base::node::{Hello, Known, Patch, Report};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ type Ask<A, T> = Arc<dyn Fn(A) -> Answer<T> + Send + Sync>;
 #[derive(Clone)]
 pub struct Link {
     hello: Ask<Hello, ()>,
-    document: Ask<(Generation, Duration), Patch>,
+    document: Ask<(Known, Duration), Patch>,
     report: Ask<Report, ()>,
     image: Ask<Uuid, ImageBytes>,
 }
@@ -33,11 +33,11 @@ fn ask<A, T: 'static, F: Future<Output = Result<T>> + Send + 'static>(
 }
 
 impl Link {
-    /// `document` waits at most the given time for something newer than the given generation. `report` may answer
+    /// `document` waits at most the given time for something newer than what is known. `report` may answer
     /// `Conflict`: the plane wants everything again. `image` answers `NotFound` where there is none.
     pub fn new<H, D, R, I>(
         hello: impl Fn(Hello) -> H + Send + Sync + 'static,
-        document: impl Fn(Generation, Duration) -> D + Send + Sync + 'static,
+        document: impl Fn(Known, Duration) -> D + Send + Sync + 'static,
         report: impl Fn(Report) -> R + Send + Sync + 'static,
         image: impl Fn(Uuid) -> I + Send + Sync + 'static,
     ) -> Link
@@ -59,8 +59,8 @@ impl Link {
         (self.hello)(hello)
     }
 
-    pub fn document(&self, after: Generation, wait: Duration) -> Answer<Patch> {
-        (self.document)((after, wait))
+    pub fn document(&self, known: impl Into<Known>, wait: Duration) -> Answer<Patch> {
+        (self.document)((known.into(), wait))
     }
 
     pub fn report(&self, report: Report) -> Answer<()> {

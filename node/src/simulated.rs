@@ -65,10 +65,12 @@ impl Machine {
 
     /// Sets off what differs between two documents.
     pub fn act(&mut self, before: &Document, document: &Document) {
-        let gone = before.sections.keys().filter(|key| !document.sections.contains_key(key));
-        let changed =
-            document.sections.iter().filter(|(key, section)| before.sections.get(key) != Some(section));
-        for key in gone.chain(changed.map(|(key, _)| key)) {
+        // Whatever else there is, it makes nothing of.
+        let own = |key: &&SectionKey| matches!(key, SectionKey::Vm(_) | SectionKey::Port(_));
+        let gone = before.sections.keys().filter(own).filter(|key| !document.sections.contains_key(key));
+        let changed = document.sections.keys().filter(own);
+        let changed = changed.filter(|key| before.sections.get(key) != document.sections.get(key));
+        for key in gone.chain(changed) {
             match key {
                 SectionKey::Vm(id) => self.vm(*id, vm_of(document, *id)),
                 SectionKey::Port(id) if self.network.is_none() => {

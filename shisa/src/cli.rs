@@ -1,9 +1,10 @@
 //! The command line: what may be said, and which module carries it out.
 
 use crate::state::Directory;
-use crate::{control, demo, down, env, join, plane, records, rollout, status, token, trace, up};
+use crate::{control, demo, door, down, env, join, plane, records, rollout, status, token, trace, up};
 use base::{Error, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use fleet::door::Certificates;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -44,6 +45,9 @@ enum Command {
     /// Look after the planes of the cloud: the processes that own and follow its records
     #[command(subcommand)]
     Plane(Planes),
+    /// Look after the front door of the cloud: the process that has the clients' connections
+    #[command(subcommand)]
+    Door(Door),
     /// Copy, save, bring back and look through the records of a cloud
     #[command(subcommand)]
     Store(Store),
@@ -88,7 +92,12 @@ pub struct Up {
     /// The host's network device through which servers reach the world; without it they end at the host
     #[arg(long, value_name = "DEVICE")]
     pub uplink: Option<String>,
-    /// What links in answers start with, behind a proxy
+    #[command(flatten)]
+    pub tls: Tls,
+    /// The authority that clients are to trust where their machine does not know it: for `shisa env` and clouds.yaml
+    #[arg(long, value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// What links in answers start with, behind a proxy or where the certificate has a name
     #[arg(long, value_name = "URL")]
     pub public_url: Option<String>,
     /// Policy rules that replace built-in ones: names to rules, as YAML or JSON
@@ -100,6 +109,51 @@ pub struct Up {
     /// Go on as `shisa demo` does
     #[arg(long)]
     pub demo: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Tls {
+    /// Clients are answered by TLS: the server's certificate and those between it and its authority, as PEM; read
+    /// anew when it changes
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// The key of that certificate, as PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+}
+
+impl Tls {
+    /// By what clients' TLS is answered.
+    ///
+    /// Errors: what is wrong with the files.
+    pub fn certificates(&self) -> Result<Option<Certificates>> {
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(chain), Some(key)) => Certificates::open(chain, key).map(Some),
+            _ => Ok(None),
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Door {
+    /// Put another binary in the front door's place; clients notice nothing, and what they asked is finished
+    Upgrade(Upgrade),
+    /// Be the front door: `shisa up` starts it
+    #[command(hide = true)]
+    Run(DoorRun),
+}
+
+#[derive(Args, Debug)]
+pub struct Upgrade {
+    /// The new version's program
+    #[arg(long, value_name = "PATH")]
+    pub binary: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub struct DoorRun {
+    #[command(flatten)]
+    pub tls: Tls,
 }
 
 #[derive(Args, Debug)]
@@ -397,6 +451,7 @@ pub async fn run(cli: Cli, begin: Instant) -> Result<ExitCode> {
         Command::Plane(Planes::Run(args)) => plane::run(&directory, &args).await?,
         Command::Plane(Planes::Rollback) => rollout::command::rollback(&directory, begin).await?,
         Command::Plane(Planes::Finalise) => rollout::command::finalise(&directory).await?,
+        Command::Door(words) => door::run(&directory, &words).await?,
         Command::Plane(planes) => control::run(&directory, &planes).await?,
         Command::Rollout(words) => rollout::command::run(&directory, &words, begin).await?,
         Command::Network(Network::Trace(trace)) => return trace::run(&directory, &trace).await,

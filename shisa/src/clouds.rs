@@ -14,6 +14,8 @@ use std::path::PathBuf;
 const PREFIX: &str = "shisa-";
 pub const REGION: &str = "RegionOne";
 const DOMAIN: &str = "Default";
+/// The field with a file of certificates.
+pub const AUTHORITY: &str = "cacert";
 /// Characters of a password, five bits each.
 const PASSWORD_CHARS: usize = 24;
 
@@ -57,6 +59,16 @@ impl std::fmt::Debug for Auth {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         write!(f, "{} at {}", self.username, self.auth_url)
     }
+}
+
+/// Whom clients trust to name this cloud.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Trust {
+    /// The certificates in this file.
+    Authority(PathBuf),
+    /// Whom their machine trusts.
+    Machine,
+    Unsaid,
 }
 
 pub struct Clouds {
@@ -121,11 +133,19 @@ impl Clouds {
         Ok(entry)
     }
 
-    /// Our entries lead here from now on.
-    pub fn lead_to(&mut self, auth_url: &str) -> Result<()> {
+    /// Our entries lead here from now on, and trust this authority where one is named. Without one they trust the
+    /// machine's own where we serve TLS; else what a person wrote there stays.
+    pub fn lead_to(&mut self, auth_url: &str, trust: &Trust) -> Result<()> {
         let before = self.file.clone();
         for (_, entry) in self.file.clouds.iter_mut().filter(|(name, _)| name.starts_with(PREFIX)) {
             entry.auth.auth_url = auth_url.into();
+            match trust {
+                Trust::Authority(path) => {
+                    entry.more.insert(AUTHORITY.into(), path.display().to_string().into());
+                }
+                Trust::Machine => drop(entry.more.remove(AUTHORITY)),
+                Trust::Unsaid => {}
+            }
         }
         if self.file == before { Ok(()) } else { self.save() }
     }
@@ -154,7 +174,7 @@ mod tests {
         let made = clouds.make("admin", "http://a/identity/v3").unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let mut clouds = Clouds::open(path.clone()).unwrap();
-        clouds.lead_to("http://b/identity/v3").unwrap();
+        clouds.lead_to("http://b/identity/v3", &Trust::Unsaid).unwrap();
         let again = Clouds::open(path).unwrap();
         let admin = again.get("admin").unwrap();
         assert_eq!(
@@ -165,5 +185,20 @@ mod tests {
         assert_eq!((other.auth.auth_url.as_str(), other.more["verify"].as_bool()), ("http://o", Some(false)));
         assert!(again.file.more.contains_key("cache") && other.auth.more.contains_key("trust_id"));
         assert!(!format!("{:?}", again.file).contains(&made.auth.password));
+    }
+
+    #[test]
+    fn an_authority_is_that_of_the_last_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut clouds = Clouds::open(dir.path().join("clouds.yaml")).unwrap();
+        clouds.make("admin", "http://a").unwrap();
+        let mut check = |trust: Trust, expect: Option<&str>| {
+            clouds.lead_to("https://a", &trust).unwrap();
+            assert_eq!(clouds.get("admin").unwrap().more.get(AUTHORITY).and_then(Value::as_str), expect);
+        };
+        check(Trust::Unsaid, None);
+        check(Trust::Authority("/ca.pem".into()), Some("/ca.pem"));
+        check(Trust::Unsaid, Some("/ca.pem"));
+        check(Trust::Machine, None);
     }
 }

@@ -1,6 +1,7 @@
 //! `shisa plane ...`: asked of the process that is up, over a socket in the state directory that only its user opens.
 
 use crate::cli::Planes as Words;
+use crate::doors::{Doors, Seen};
 use crate::planes::{COLOURS, Listed, Planes, State, Switch};
 use crate::progress::say;
 use crate::rollout::Rollouts;
@@ -28,12 +29,12 @@ struct New {
 }
 
 /// Serves until it is dropped.
-pub async fn serve(listener: UnixListener, planes: Planes, rollouts: Rollouts) {
+pub async fn serve(listener: UnixListener, planes: Planes, rollouts: Rollouts, doors: Doors) {
     let answer = move |request, _| {
-        let (planes, rollouts) = (planes.clone(), rollouts.clone());
+        let (planes, rollouts, doors) = (planes.clone(), rollouts.clone(), doors.clone());
         async move {
             // Whoever asks may go away; what was begun is finished.
-            let task = tokio::spawn(async move { answer(&planes, &rollouts, request).await });
+            let task = tokio::spawn(async move { answer(&planes, &rollouts, &doors, request).await });
             let reply = task.await.unwrap_or_else(|e| Err(Error::internal("it broke off").because(e)));
             reply.unwrap_or_else(|error| Faults::Identity.reply(&error, "")).into_response()
         }
@@ -41,14 +42,20 @@ pub async fn serve(listener: UnixListener, planes: Planes, rollouts: Rollouts) {
     listen(listener, answer, std::future::pending()).await;
 }
 
-async fn answer(planes: &Planes, rollouts: &Rollouts, request: Request<Incoming>) -> Result<Reply> {
+async fn answer(
+    planes: &Planes,
+    rollouts: &Rollouts,
+    doors: &Doors,
+    request: Request<Incoming>,
+) -> Result<Reply> {
     let (head, body) = request.into_parts();
     let body = Limited::new(body, BODY_MAX).collect().await;
     let body = body.map_err(|e| Error::invalid("the body cannot be read").because(e))?.to_bytes();
     let path: Vec<&str> = head.uri.path().split('/').skip(1).collect();
     match (&head.method, path.as_slice()) {
         (&Method::GET, ["planes"]) => {
-            Ok(Reply::ok(&json!({"planes": planes.list().await, "door": planes.door().figures().tell()})))
+            let (listed, told) = (planes.list().await, planes.door().figures().tell());
+            Ok(Reply::ok(&json!({"planes": listed, "door": told, "doors": doors.list()})))
         }
         (&Method::POST, ["planes"]) => {
             let _turn = rollouts.turn()?;
@@ -60,6 +67,10 @@ async fn answer(planes: &Planes, rollouts: &Rollouts, request: Request<Incoming>
             let word = planes.add(name, &new.binary).await?;
             planes.stand_by(name).await?;
             Ok(Reply::ok(&word))
+        }
+        (&Method::POST, ["door"]) => {
+            let new: New = api::call::parse(&body)?;
+            Ok(Reply::ok(&doors.upgrade(&new.binary).await?))
         }
         (&Method::POST, ["planes", name, "promote"]) => {
             let _turn = rollouts.turn()?;
@@ -92,6 +103,12 @@ pub async fn run(directory: &Directory, words: &Words) -> Result<()> {
             let answer = told(Method::GET, "/planes".into(), Value::Null).await?;
             let planes: Vec<Listed> = read(answer["planes"].clone())?;
             planes.iter().for_each(|plane| say(line(plane)));
+            let doors: Vec<Seen> = read(answer["doors"].clone())?;
+            for door in &doors {
+                let state = if door.draining { "draining" } else { "serving" };
+                let (pid, version, binary) = (door.pid, &door.version, door.binary.display());
+                say(format_args!("door   {state:<8} process {pid:<8} version {version}  {binary}"));
+            }
             let door = &answer["door"];
             say(format_args!(
                 "door: {} requests, {} failed, {} sent again, mutations held {} times, at most {} ms",

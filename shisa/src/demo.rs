@@ -30,22 +30,21 @@ const TRY_MAX: Duration = Duration::from_secs(2);
 /// The command: for a cloud that is up.
 pub async fn run(directory: &Directory, image: Option<&Path>, begin: Instant) -> Result<()> {
     let progress = Progress::since(begin);
-    let running = directory.need_running()?;
-    make(directory, &running.address, image, &progress, async {}).await
+    directory.need_running()?;
+    make(directory, image, &progress, async {}).await
 }
 
 /// Makes it all. A server is asked for only when `nodes` are there.
 pub async fn make(
     directory: &Directory,
-    address: &str,
     file: Option<&Path>,
     progress: &Progress,
     nodes: impl Future<Output = ()>,
 ) -> Result<()> {
     let prepared = async {
-        let admin = image::admin(directory, address).await?;
+        let admin = image::admin(directory).await?;
         let image = image::upload(&admin, file, progress).await?;
-        let user = user(directory, &admin, address).await?;
+        let user = user(directory, &admin).await?;
         progress.step("project", format_args!("{DEMO}, with a user of this name"));
         let network = network(&user).await?;
         progress.step("network", format_args!("{CIDR} behind a router to {PUBLIC}"));
@@ -86,11 +85,11 @@ async fn ensure(client: &Client, path: &str, one: &str, many: &str, body: Value)
 }
 
 /// The demo's user, logged in; its password is in `clouds.yaml`.
-async fn user(directory: &Directory, admin: &Client, address: &str) -> Result<Client> {
+async fn user(directory: &Directory, admin: &Client) -> Result<Client> {
     let mut clouds = Clouds::open(directory.clouds())?;
     let auth_url = clouds.get("admin").map(|entry| entry.auth.auth_url.clone()).unwrap_or_default();
     let auth = clouds.make(DEMO, &auth_url)?.auth;
-    match Client::login(address, &auth).await {
+    match Client::login(directory, &auth).await {
         Err(error) if error.kind() == Kind::Unauthorized => {}
         outcome => return outcome,
     }
@@ -101,7 +100,7 @@ async fn user(directory: &Directory, admin: &Client, address: &str) -> Result<Cl
     let role = named(admin, "/identity/v3/roles", "roles", "member").await?;
     let role = role.ok_or_else(|| Error::not_found("this cloud has no role member"))?;
     admin.put(&format!("/identity/v3/projects/{project}/users/{id}/roles/{role}"), Value::Null).await?;
-    Client::login(address, &auth).await
+    Client::login(directory, &auth).await
 }
 
 /// The user with the password that we know.

@@ -1,6 +1,6 @@
 //! `shisa env`: one entry of `clouds.yaml` as lines for a shell.
 
-use crate::clouds::{Clouds, Entry};
+use crate::clouds::{AUTHORITY, Clouds, Entry};
 use crate::state::Directory;
 use base::{Error, Result};
 
@@ -23,6 +23,7 @@ pub fn run(directory: &Directory, name: Option<&str>) -> Result<()> {
 fn exports(entry: &Entry) -> String {
     let auth = &entry.auth;
     let region = entry.region_name.as_deref().unwrap_or_default();
+    let authority = entry.more.get(AUTHORITY).and_then(|path| path.as_str()).unwrap_or_default();
     let values = [
         ("AUTH_URL", auth.auth_url.as_str()),
         ("USERNAME", &auth.username),
@@ -32,11 +33,12 @@ fn exports(entry: &Entry) -> String {
         ("PROJECT_DOMAIN_NAME", &auth.project_domain_name),
         ("REGION_NAME", region),
         ("IDENTITY_API_VERSION", "3"),
+        ("CACERT", authority),
     ];
     let set = values.iter().filter(|(_, value)| !value.is_empty());
     let lines = set.map(|(name, value)| format!("export OS_{name}={}\n", quoted(value)));
-    // An OS_CLOUD from before would win over all of these.
-    std::iter::once("unset OS_CLOUD\n".to_string()).chain(lines).collect()
+    // An OS_CLOUD from before would win over all of these; an authority of another cloud is not this one's.
+    std::iter::once("unset OS_CLOUD OS_CACERT\n".to_string()).chain(lines).collect()
 }
 
 /// As one word of a POSIX shell.

@@ -1,8 +1,12 @@
 //! A small client of the cloud's own APIs: JSON over one connection a request.
 //!
+//! It comes in by the door's socket in the state directory, which only the cloud's user opens: whatever certificate
+//! clients are shown, and whatever names it has, are nothing to it.
+//!
 //! Limits: `CALL_MAX` for a call, `ANSWER_MAX` bytes of an answer. Deliberately absent: HTTPS, redirects, retries.
 
 use crate::clouds::Auth;
+use crate::state::Directory;
 use base::{Error, Kind, Result};
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -11,10 +15,10 @@ use hyper::body::Frame;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
+use tokio::net::UnixStream;
 
 const CALL_MAX: Duration = Duration::from_secs(60);
 const ANSWER_MAX: usize = 16 << 20;
@@ -25,8 +29,8 @@ type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// A user of the cloud.
 pub struct Client {
-    /// `127.0.0.1:5000`
-    authority: String,
+    /// The door's.
+    socket: PathBuf,
     token: String,
     /// The project that the token is for; empty where it is for none.
     pub project: String,
@@ -34,11 +38,10 @@ pub struct Client {
 }
 
 impl Client {
-    /// Logs in by password. `address` is `http://HOST:PORT`.
-    pub async fn login(address: &str, auth: &Auth) -> Result<Client> {
-        let authority = address.strip_prefix("http://").unwrap_or(address).to_string();
-        let mut client =
-            Client { authority, token: String::new(), project: String::new(), user: String::new() };
+    /// Logs in by password.
+    pub async fn login(directory: &Directory, auth: &Auth) -> Result<Client> {
+        let socket = directory.door().join("api");
+        let mut client = Client { socket, token: String::new(), project: String::new(), user: String::new() };
         let user = json!({
             "name": auth.username, "password": auth.password, "domain": {"name": auth.user_domain_name},
         });
@@ -116,9 +119,9 @@ impl Client {
         body: Body,
         kind: &str,
     ) -> Result<(StatusCode, String, Value)> {
-        let away = |e| Error::unavailable(format!("nothing answers at {}", self.authority)).because(e);
-        let socket = TcpStream::connect(&self.authority).await.map_err(away)?;
-        let cut = |e: hyper::Error| Error::unavailable(format!("{} broke off", self.authority)).because(e);
+        let away = |e| Error::unavailable(format!("nothing answers at {}", self.socket.display())).because(e);
+        let socket = UnixStream::connect(&self.socket).await.map_err(away)?;
+        let cut = |e: hyper::Error| Error::unavailable("the cloud's door broke off").because(e);
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(socket)).await.map_err(cut)?;
         // It ends with the sender; what goes wrong comes out of the request, too.
@@ -126,7 +129,7 @@ impl Client {
         let request = Request::builder()
             .method(method)
             .uri(path)
-            .header("host", &self.authority)
+            .header("host", "localhost")
             .header("content-type", kind)
             .header("accept", "application/json")
             .header("x-auth-token", &self.token)
@@ -134,9 +137,8 @@ impl Client {
             .map_err(|e| Error::internal(format!("{path} is no path")).because(e))?;
         let answer = sender.send_request(request).await.map_err(cut)?;
         let (head, body) = answer.into_parts();
-        let bytes = Limited::new(body, ANSWER_MAX).collect().await.map_err(|e| {
-            Error::unavailable(format!("the answer of {} ended early", self.authority)).because(e)
-        })?;
+        let early = |e| Error::unavailable("an answer ended early").because(e);
+        let bytes = Limited::new(body, ANSWER_MAX).collect().await.map_err(early)?;
         let token = head.headers.get("x-subject-token").and_then(|t| t.to_str().ok()).unwrap_or_default();
         let bytes = bytes.to_bytes();
         let value = serde_json::from_slice(&bytes)

@@ -17,22 +17,17 @@ pub fn check(file: &Path) -> Result<()> {
     std::fs::File::open(file).map(drop).map_err(cannot)
 }
 
-pub async fn upload_as_admin(
-    directory: &Directory,
-    address: &str,
-    file: &Path,
-    progress: &Progress,
-) -> Result<()> {
-    let admin = admin(directory, address).await?;
+pub async fn upload_as_admin(directory: &Directory, file: &Path, progress: &Progress) -> Result<()> {
+    let admin = admin(directory).await?;
     upload(&admin, Some(file), progress).await.map(drop)
 }
 
 /// The administrator, logged in.
-pub async fn admin(directory: &Directory, address: &str) -> Result<Client> {
+pub async fn admin(directory: &Directory) -> Result<Client> {
     let clouds = Clouds::open(directory.clouds())?;
     let gone =
         || Error::not_found(format!("{} has no entry of the administrator", directory.clouds().display()));
-    Client::login(address, &clouds.get("admin").ok_or_else(gone)?.auth).await
+    Client::login(directory, &clouds.get("admin").ok_or_else(gone)?.auth).await
 }
 
 /// The id of the image; uploaded when there is none that can be used.

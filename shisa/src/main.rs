@@ -1,17 +1,19 @@
 //! The binary: configuration, roles, wiring, command line.
 //!
-//! `up` is the whole cloud in one process: one cell, its services behind one listener, and nodes that ask it in
-//! process; `node` is one node of a cloud on another machine. Everything a process keeps is in the state directory (`state`). An error is one sentence on stderr.
+//! `up` keeps a cloud: its planes and its front door, which are processes of their own, and the nodes of this machine;
+//! `node` is one node of a cloud on another machine. Everything a process keeps is in the state directory (`state`). An error is one sentence on stderr.
 //!
 //! Exit codes: 0, 1 for an error, 2 for a wrong command line; `status` says 3 for a cloud that is not up, `network trace`
 //! 4 for a packet that does not arrive.
 //!
-//! Deliberately absent so far: several planes, the dashboard.
+//! Deliberately absent so far: the dashboard.
 
 mod cli;
 mod clouds;
 mod control;
 mod demo;
+mod door;
+mod doors;
 mod down;
 mod env;
 mod first;
@@ -24,6 +26,7 @@ mod nodes;
 mod plane;
 mod planes;
 mod progress;
+mod pulse;
 mod range;
 mod records;
 mod rollout;

@@ -11,6 +11,7 @@
 //! Limits: `BOOT_MAX` for a start, `SWITCH_MAX` for a planned switch, which then goes back.
 
 use crate::plane::{Sockets, Word};
+use crate::pulse::Pulse;
 use crate::state::Directory;
 use base::{Error, Result};
 use fleet::door::{Door, Upstream, ask};
@@ -32,10 +33,11 @@ const BOOT_MAX: Duration = Duration::from_secs(120);
 const SWITCH_MAX: Duration = Duration::from_millis(800);
 /// A word from a plane that works.
 const WORD_MAX: Duration = Duration::from_secs(1);
-/// So many words in a row that do not come, and a plane is ended: soon where another stands by, because a stopped owner
-/// may keep that one from the store (SQLite's lock on writing); later where nobody is there in its place.
+/// So many words in a row that do not come, and a plane is ended: soon where it stands still and another stands by,
+/// because a stopped owner may keep that one from the store (SQLite's lock on writing); later where nobody is there in
+/// its place, or where it works, if only on something else than an answer.
 const MUTE_MAX: u32 = 2;
-const MUTE_ALONE_MAX: u32 = 10;
+const MUTE_WORKING_MAX: u32 = 10;
 /// A plane whose time is up has this long for what it is doing.
 const END_MAX: Duration = Duration::from_secs(10);
 const PING_EVERY: Duration = Duration::from_millis(100);
@@ -414,6 +416,8 @@ impl Planes {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
+            // Ctrl-C is for the keeper, which lets a plane finish what the door still asks.
+            .process_group(0)
             .spawn()
             .map_err(|e| Error::unavailable(format!("{} cannot be started", binary.display())).because(e))?;
         let said = Arc::new(Plain::default());
@@ -465,7 +469,7 @@ impl Planes {
     async fn mind(&self, name: &str, mut child: Child) {
         let pid = child.id();
         let pinged = async {
-            let mut mute = 0;
+            let (mut mute, mut pulse) = (0, None);
             loop {
                 tokio::time::sleep(PING_EVERY).await;
                 let up = || self.members().get(name).is_some_and(|m| m.state != State::Boot && !m.leaving);
@@ -475,10 +479,12 @@ impl Planes {
                 }
                 let word = self.word(name).await;
                 mute = if word.is_ok() { 0 } else { mute + 1 };
+                let before = std::mem::replace(&mut pulse, pid.and_then(Pulse::of));
+                let works = pulse.is_some_and(|now| now.works_since(before));
                 match word {
                     Ok(word) if word.owner => self.seen_owner(name, word.epoch).await,
                     Ok(_) => {}
-                    Err(_) if !up() || mute < self.mute_max(name) => {}
+                    Err(_) if !up() || mute < self.mute_max(name, works) => {}
                     Err(_) => {
                         tracing::error!("the plane {name} does not answer, it is ended");
                         pid.into_iter().for_each(kill);
@@ -491,9 +497,9 @@ impl Planes {
         self.ended(name, pid, status.ok()).await;
     }
 
-    fn mute_max(&self, name: &str) -> u32 {
+    fn mute_max(&self, name: &str, works: bool) -> u32 {
         let other = |(of, m): (&String, &Member)| of != name && m.state == State::Standby;
-        if self.members().iter().any(other) { MUTE_MAX } else { MUTE_ALONE_MAX }
+        if !works && self.members().iter().any(other) { MUTE_MAX } else { MUTE_WORKING_MAX }
     }
 
     /// A plane that stands by may have taken the cell from one that fell silent.
@@ -596,8 +602,8 @@ impl Planes {
     }
 }
 
-/// Passes on what a plane says to the person, and remembers the last of it.
-async fn listen_to(stderr: ChildStderr, said: Arc<Plain<String>>) {
+/// Passes on what a process says to the person, and remembers the last of it.
+pub async fn listen_to(stderr: ChildStderr, said: Arc<Plain<String>>) {
     let mut lines = BufReader::new(stderr).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         // Its last sentence comes back as an error.

@@ -225,6 +225,8 @@ struct Shown {
 struct ShownCause {
     id: String,
     who: String,
+    #[serde(default)]
+    address: String,
     route: String,
 }
 
@@ -235,6 +237,7 @@ fn line(revision: u64, epoch: u64, entry: &Shown) -> String {
     let changes: Vec<String> = entry.changes.iter().map(change).collect();
     let cause = &entry.cause;
     let who = if cause.who.trim().is_empty() { "-" } else { cause.who.as_str() };
+    let from = if cause.address.is_empty() { "-" } else { cause.address.as_str() };
     let (time, changes) = (Timestamp(entry.time).zulu(), changes.join(" "));
-    format!("{revision:>10}  {time}  epoch {epoch}  {}  {who}  {}  {changes}", cause.id, cause.route)
+    format!("{revision:>10}  {time}  epoch {epoch}  {}  {who}  {from}  {}  {changes}", cause.id, cause.route)
 }

@@ -9,6 +9,7 @@
 //! state.db     records (state.db-owner is locked by the plane that writes); cell.key opens their secrets
 //! planes/NAME/ sockets and log of a plane
 //! rollouts.json  what became of the last rollouts
+//! door/        socket of the front door for this machine's own commands, its log
 //! control      where `shisa plane` and `shisa rollout` ask the process that is up
 //! clouds.yaml  for the clients; demo.key logs in to the demo server
 //! storage/     bytes of images
@@ -36,7 +37,8 @@ use uuid::Uuid;
 /// The format of the directory. A larger one in `cloud.json` is of a newer version.
 pub const FORMAT: u32 = 1;
 /// Names that are ours: `wipe` removes these and nothing else.
-const OURS: [&str; 20] = [
+const OURS: [&str; 21] = [
+    "door",
     "process",
     "control",
     "rollouts.json",
@@ -133,6 +135,11 @@ impl Directory {
 
     pub fn control(&self) -> PathBuf {
         self.path.join("control")
+    }
+
+    /// What the front door keeps.
+    pub fn door(&self) -> PathBuf {
+        self.path.join("door")
     }
 
     pub fn rollouts(&self) -> PathBuf {

@@ -25,7 +25,7 @@ pub async fn run(directory: &Directory) -> Result<ExitCode> {
         return Ok(ExitCode::from(NOT_UP));
     };
     say(format_args!("up: {} (process {})", running.address, running.process.pid));
-    let admin = image::admin(directory, &running.address).await?;
+    let admin = image::admin(directory).await?;
     let nodes = admin.get("/compute/v2.1/os-hypervisors/detail").await?;
     let up = count(&nodes["hypervisors"], "state");
     say(format_args!("nodes: {} (machine {})", told(&up), format!("{:?}", ids.machine).to_lowercase()));

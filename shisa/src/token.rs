@@ -9,8 +9,8 @@ use base::Result;
 use serde_json::json;
 
 pub async fn run(directory: &Directory, args: &Token) -> Result<()> {
-    let running = directory.need_running()?;
-    let admin = image::admin(directory, &running.address).await?;
+    directory.need_running()?;
+    let admin = image::admin(directory).await?;
     let new = json!({"join_token": {"uses": args.uses, "ttl_secs": args.ttl}});
     let token = text(&admin.post("/fleet/v1/join_tokens", new).await?["join_token"]["token"]);
     match &args.out {

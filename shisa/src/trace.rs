@@ -13,13 +13,13 @@ use std::process::ExitCode;
 const STOPPED: u8 = 4;
 
 pub async fn run(directory: &Directory, args: &Trace) -> Result<ExitCode> {
-    let running = directory.running().ok_or_else(|| {
+    directory.running().ok_or_else(|| {
         Error::unavailable(format!(
             "the cloud of {} is not up: shisa up starts it",
             directory.path().display()
         ))
     })?;
-    let admin = image::admin(directory, &running.address).await?;
+    let admin = image::admin(directory).await?;
     let from = port(&admin, &args.from).await?;
     let mut path = format!("/network/v2.0/ports/{from}/trace?to={}&protocol={}", args.to, args.protocol);
     if let Some(port) = args.port {

@@ -1,12 +1,13 @@
 //! `shisa up`: from the state directory to a cloud in the foreground, and back.
 //!
-//! This process is the front door, the keeper of the planes, and the nodes of its machine; the planes are processes of
-//! their own (`plane`). What can be known to fail is asked first, before anything is written. A stop drains the API, then ends guests and
+//! This process is the keeper of the planes (`planes`) and of the front door (`doors`), which are processes of their
+//! own, and the nodes of its machine. What can be known to fail is asked first, before anything is written. A stop drains the API, then ends guests and
 //! network; the records stay, so the next start begins the servers again. A crash leaves guests running, and the next
 //! start adopts them.
 
 use crate::cli::{Machine, Up};
-use crate::clouds::Clouds;
+use crate::clouds::{Clouds, Trust};
+use crate::doors::Doors;
 use crate::nodes::{self, Nodes, Wishes};
 use crate::plane::{self, First};
 use crate::planes::{COLOURS, Launch, Planes};
@@ -16,7 +17,7 @@ use crate::rollout::Rollouts;
 use crate::state::{Directory, Ids};
 use crate::{control, demo, down, image, logging, machine};
 use base::{Error, Result};
-use fleet::door::Door;
+use fleet::door::{Door, check_authority};
 use hyper::Method;
 use identity::user::password::hash_now;
 use ipnet::Ipv4Net;
@@ -25,7 +26,7 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -43,10 +44,13 @@ pub async fn run(directory: &Directory, args: &Up, begin: Instant) -> Result<()>
     }
     args.policy.as_deref().map(policy).transpose()?;
     args.image.as_deref().map(image::check).transpose()?;
+    let tls = args.tls.certificates()?;
+    args.tls_ca.as_deref().map(check_authority).transpose()?;
     let _held = directory.hold()?;
     let listener = listen(args.listen, "--listen").await?;
     let far = nodes_listener(args).await?;
-    let address = format!("http://{}", reached_at(listener.local_addr()?));
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let address = format!("{scheme}://{}", reached_at(listener.local_addr()?));
     logging::start(&directory.log())?;
     let mut ids = directory.make_ids(machine)?;
     if args.store.is_some() && args.store != ids.store {
@@ -80,7 +84,7 @@ struct Rising<'a> {
 impl Rising<'_> {
     async fn live(
         &self,
-        listener: TcpListener,
+        clients: TcpListener,
         far: Option<(TcpListener, String)>,
         stop: watch::Receiver<bool>,
     ) -> Result<()> {
@@ -95,7 +99,10 @@ impl Rising<'_> {
         self.directory.note_running(self.address)?;
         let rollouts = Rollouts::open(self.directory, self.planes.clone())?;
         let control = plane::bind(&self.directory.control())?;
-        let control = control::serve(control, self.planes.clone(), rollouts.clone());
+        let doors = door_words(self.args);
+        let doors =
+            Doors::open(self.directory, clients.into_std()?, doors, self.planes.clone(), &binary).await?;
+        let control = control::serve(control, self.planes.clone(), rollouts.clone(), doors.clone());
         let state = std::fs::canonicalize(self.directory.path())?;
         let wishes = Wishes {
             nodes: self.args.nodes,
@@ -115,10 +122,11 @@ impl Rising<'_> {
             }
         };
         let outcome = tokio::select! {
-            outcome = serve(self.planes.door(), &nodes, listener, stop, self.after(&nodes, reach.as_deref())) => outcome,
+            outcome = self.serve(&nodes, stop, self.after(&nodes, reach.as_deref())) => outcome,
             () = carried => Ok(()),
             () = control => Ok(()),
         };
+        doors.stop().await;
         rollouts.stop();
         let _ = std::fs::remove_file(self.directory.control());
         outcome
@@ -130,14 +138,19 @@ impl Rising<'_> {
         let url = self.args.public_url.as_deref().unwrap_or(self.address);
         let auth_url = format!("{}/identity/v3", url.trim_end_matches('/'));
         let word = self.planes.word(COLOURS[0]).await?;
+        let trust = match (&self.args.tls_ca, &self.args.tls.tls_cert) {
+            (Some(authority), _) => Trust::Authority(std::fs::canonicalize(authority)?),
+            (None, Some(_)) => Trust::Machine,
+            (None, None) => Trust::Unsaid,
+        };
         if word.first_done {
-            clouds.lead_to(&auth_url)?;
+            clouds.lead_to(&auth_url, &trust)?;
             let claims = claims(&word.ranges, self.ids)?;
             self.progress.step("store", format_args!("at revision {}", word.revision));
             return Ok(claims);
         }
         let password = clouds.make("admin", &auth_url)?.auth.password;
-        clouds.lead_to(&auth_url)?;
+        clouds.lead_to(&auth_url, &trust)?;
         let cost = identity::Settings::default().bcrypt_cost;
         let hash = tokio::task::spawn_blocking(move || hash_now(&password, cost)).await;
         let hash = hash.map_err(|e| Error::internal("a password hash was cut off").because(e))??;
@@ -164,13 +177,11 @@ impl Rising<'_> {
             }
         };
         let outcome = match args.demo {
-            true => demo::make(self.directory, self.address, args.image.as_deref(), progress, greeted).await,
+            true => demo::make(self.directory, args.image.as_deref(), progress, greeted).await,
             false => {
                 let upload = async {
                     match &args.image {
-                        Some(file) => {
-                            image::upload_as_admin(self.directory, self.address, file, progress).await
-                        }
+                        Some(file) => image::upload_as_admin(self.directory, file, progress).await,
                         None => Ok(()),
                     }
                 };
@@ -188,38 +199,29 @@ impl Rising<'_> {
             say(format_args!("            clients: {}", self.directory.clouds().display()));
         }
     }
-}
 
-/// Runs everything until a stop or until a node fails.
-async fn serve(
-    door: &Door,
-    nodes: &Nodes,
-    listener: TcpListener,
-    stop: watch::Receiver<bool>,
-    after: impl Future<Output = ()>,
-) -> Result<()> {
-    let (ending, mut ended) = watch::channel(false);
-    let (mut stopped, working) = (stop.clone(), ended.clone());
-    let stopping = async move { drop(ended.wait_for(|end| *end).await) };
-    let life = async {
+    /// Runs everything until a stop or until a node fails.
+    async fn serve(
+        &self,
+        nodes: &Nodes,
+        mut stop: watch::Receiver<bool>,
+        after: impl Future<Output = ()>,
+    ) -> Result<()> {
+        let working = stop.clone();
         tokio::select! {
-            _ = stopped.wait_for(|stop| *stop) => Ok(()),
+            _ = stop.wait_for(|stop| *stop) => Ok(()),
             outcome = nodes.work(working) => outcome,
             () = async { after.await; std::future::pending().await } => Ok(()),
         }
-    };
-    let life = async {
-        let outcome = life.await;
-        ending.send_replace(true);
-        outcome
-    };
-    let door = door.clone();
-    let answer = move |request, peer| {
-        let door = door.clone();
-        async move { door.answer(request, peer, false).await }
-    };
-    let (outcome, ()) = tokio::join!(life, api::listen(listener, answer, stopping));
-    outcome
+    }
+}
+
+/// What a door is told.
+fn door_words(args: &Up) -> Vec<String> {
+    let said = [("--tls-cert", &args.tls.tls_cert), ("--tls-key", &args.tls.tls_key)];
+    let word =
+        |(flag, file): (&str, &Option<PathBuf>)| Some([flag.into(), file.as_ref()?.display().to_string()]);
+    said.into_iter().filter_map(word).flatten().collect()
 }
 
 /// How planes are started.

@@ -218,6 +218,32 @@ fn servers_run_on_nodes_that_join_and_outlive_what_is_lost() {
 }
 
 #[test]
+fn nodes_follow_a_switch_and_do_not_see_a_new_door() {
+    let plane = Plane::new();
+    let cloud = plane.up();
+    plane.new_token(&[]);
+    let _a = plane.join("a");
+    let user = User::of(&cloud, &plane.state());
+    user.nodes_are(&[("a", "up")]);
+    let before = user.server_on("a");
+    user.status_is(&before, Some("ACTIVE"));
+    let binary = ["door", "upgrade", "--binary", env!("CARGO_BIN_EXE_shisa")];
+    let steps =
+        [&["plane", "add"][..], &["plane", "promote", "green"], &binary, &["plane", "promote", "blue"]];
+    for words in steps {
+        let output = run(&plane.state(), words);
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        // Its connection was closed, and it has come to the plane that is active now.
+        let server = user.create("nova:a", &words.join("-"));
+        user.status_is(&server, Some("ACTIVE"));
+        let (status, answer) = user.console(&server);
+        assert_eq!(status, 200, "{answer}");
+    }
+    assert_eq!(user.status(&before).as_deref(), Some("ACTIVE"));
+    user.nodes_are(&[("a", "up")]);
+}
+
+#[test]
 fn a_machine_that_may_not_join_is_told_why() {
     let plane = Plane::new();
     let cloud = plane.up();

@@ -103,6 +103,23 @@ async fn bytes_come_back_as_they_went_in() {
 }
 
 #[tokio::test]
+async fn an_upload_that_is_sent_again_is_answered_again_and_its_bytes_stay() {
+    let images = Images::new().await;
+    let one = images.cloud.member("one").await;
+    let id = images.make(&one, json!({})).await;
+    // The door names it, and sends it twice when a plane ends before it has answered.
+    for _ in 0..2 {
+        let (status, passing) = images.app.cell.once("named", images.put(&one, &id, *b"bytes")).await;
+        assert_eq!((status, passing), (204, false));
+    }
+    let (status, _, got) = images.get(&one, &id, &[]).await;
+    assert_eq!((status, got.as_slice()), (200, b"bytes".as_slice()));
+    // Another upload of it is none of that.
+    assert_eq!(images.app.cell.once("other", images.put(&one, &id, *b"other")).await.0, 409);
+    assert_eq!(images.get(&one, &id, &[]).await.2, b"bytes");
+}
+
+#[tokio::test]
 async fn what_is_refused_leaves_a_queued_image_and_no_file() {
     let images = Images::with(1000).await;
     let one = images.cloud.member("one").await;

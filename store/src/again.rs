@@ -24,14 +24,25 @@ struct Scope {
 }
 
 tokio::task_local! {
-    static SCOPE: Scope;
+    static SCOPE: Arc<Scope>;
 }
 
 pub(crate) async fn scope<F: Future>(mutation: &str, done: Vec<Known>, request: F) -> (F::Output, bool) {
     let passing = Arc::<AtomicBool>::default();
     let scope = Scope { mutation: mutation.into(), done: Mutex::new(done.into()), passing: passing.clone() };
-    let output = SCOPE.scope(scope, request).await;
+    let output = SCOPE.scope(Arc::new(scope), request).await;
     (output, passing.load(Ordering::Relaxed))
+}
+
+/// Work of the request that runs on a task of its own, and is of the request there, too.
+pub fn carried<F: Future>(work: F) -> impl Future<Output = F::Output> {
+    let scope = SCOPE.try_with(Arc::clone).ok();
+    async move {
+        match scope {
+            Some(scope) => SCOPE.scope(scope, work).await,
+            None => work.await,
+        }
+    }
 }
 
 /// A write of this request failed for want of an owner.
@@ -41,7 +52,7 @@ pub(crate) fn note_passing() {
 
 /// The state that a request reads which has writes ahead that were done.
 pub(crate) fn state() -> Option<Arc<State>> {
-    let ahead = |scope: &Scope| {
+    let ahead = |scope: &Arc<Scope>| {
         let done = scope.done.lock().expect("no holder panics");
         done.front().and_then(|known| known.as_ref()).map(|(_, before)| Arc::new(before.clone()))
     };
@@ -59,7 +70,7 @@ pub(crate) fn next() -> Option<Done> {
     if cfg!(feature = "break-replay") {
         return None;
     }
-    let next = |scope: &Scope| scope.done.lock().expect("no holder panics").pop_front();
+    let next = |scope: &Arc<Scope>| scope.done.lock().expect("no holder panics").pop_front();
     SCOPE.try_with(next).ok().flatten().map(Done)
 }
 

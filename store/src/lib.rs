@@ -25,6 +25,7 @@ mod state;
 mod tx;
 mod watch;
 
+pub use again::carried;
 pub use cell::{CURRENT_MAX, Cell, Options};
 pub use drive::{Role, Steps};
 pub use engine::Engine;

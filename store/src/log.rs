@@ -19,6 +19,9 @@ pub struct Cause {
     pub id: String,
     /// User and project ids, or empty.
     pub who: String,
+    /// The client's, as the front door saw it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub address: String,
     /// Method and path as they came, or the step.
     pub route: String,
     /// The microversion that was negotiated.

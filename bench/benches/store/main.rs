@@ -176,6 +176,7 @@ fn cause() -> Cause {
     Cause {
         id: "req-7d9b0f6e-8f0b-4f5e-9d0a-0f6c2b9d4e11".into(),
         who: "5d2f 8a7c".into(),
+        address: "198.51.100.7".into(),
         route: "POST /v2.1/servers".into(),
         version: "2.96".into(),
         mutation: "0198c5f2-6d1e-7c3a-9b1f-2f60d2c7a911".into(),

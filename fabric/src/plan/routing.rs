@@ -59,7 +59,7 @@ pub fn plug(s: &Sections, state: &mut KernelState, router: &Router, node: IpAddr
         let Some(space) = state.places.get_mut(&Place::Router(router.id)) else { continue };
         let members = s.members.get(&network.id).map(|members| &members.ports);
         space.neighbours.extend(neighbours(
-            members.into_iter().flat_map(BTreeMap::values),
+            members.into_iter().flat_map(|ports| ports.values()),
             &interface.addresses,
             &name,
         ));

@@ -90,7 +90,7 @@ fn sections() -> BTreeMap<SectionKey, Section> {
         vtep: None,
         name: String::new(),
     };
-    let ports = [(one.id, member(&one)), (open.id, member(&open))].into();
+    let ports = vec![(one.id, member(&one)), (open.id, member(&open))].into();
     let members = Members { network: inner.id, ports };
     let interface = RouterInterface {
         port: id(5, 1),
@@ -117,7 +117,7 @@ fn sections() -> BTreeMap<SectionKey, Section> {
         central: false,
         forwards: Vec::new(),
     };
-    let group = Group { id: id(7, 1), members: ["10.0.0.5".parse().unwrap()].into() };
+    let group = Group { id: id(7, 1), members: vec!["10.0.0.5".parse().unwrap()].into() };
     [
         (SectionKey::Port(one.id), Section::Port(one)),
         (SectionKey::Port(open.id), Section::Port(open)),
@@ -210,7 +210,7 @@ fn wide() -> BTreeMap<SectionKey, Section> {
         vtep: None,
         name: String::new(),
     };
-    let members = Members { network: id(1, 2), ports: [(other.id, member)].into() };
+    let members = Members { network: id(1, 2), ports: vec![(other.id, member)].into() };
     wide.insert(SectionKey::Network(id(1, 2)), Section::Network(network(2, "10.0.2.0/24", false)));
     wide.insert(SectionKey::Members(id(1, 2)), Section::Members(members));
     wide.insert(SectionKey::Port(other.id), Section::Port(other));
@@ -304,7 +304,7 @@ fn to_nothing() {
 #[test]
 fn a_member_of_a_group_is_one_element() {
     check_change("group_member", |s| {
-        let group = Group { id: id(7, 1), members: ["10.0.0.7".parse().unwrap()].into() };
+        let group = Group { id: id(7, 1), members: vec!["10.0.0.7".parse().unwrap()].into() };
         s.insert(SectionKey::Group(group.id), Section::Group(group));
     });
 }
@@ -414,7 +414,8 @@ fn changes() -> Vec<(SectionKey, Option<Section>)> {
             Section::Network(network) => (network.mtu, network.physical) = (1400, Some("public".to_string())),
             Section::Members(members) => {
                 let vtep = Some("192.0.2.9".parse().unwrap());
-                members.ports.values_mut().for_each(|member| member.vtep = vtep);
+                let moved = |member: &Member| Member { vtep, ..member.clone() };
+                members.ports = members.ports.iter().map(|(id, member)| (*id, moved(member))).collect();
             }
             Section::Router(router) => {
                 router.interfaces.clear();

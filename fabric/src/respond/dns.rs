@@ -208,7 +208,7 @@ mod tests {
             (Uuid::from_u128(1), member("Web", &["10.0.0.5", "2001:db8::5"])),
             (Uuid::from_u128(2), member("", &["10.0.0.6"])),
         ];
-        let members = Members { network: network.id, ports: ports.into() };
+        let members = Members { network: network.id, ports: ports.into_iter().collect() };
         [(network.id, zone(&network, &members))].into()
     }
 

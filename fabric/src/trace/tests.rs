@@ -73,7 +73,7 @@ fn rules(inward: &[(Option<u8>, Option<u16>, Remote)]) -> RuleSet {
 /// without a router. A router between 1 and 2 with a gateway of node 1; port 3 has the floating address .20.
 /// Port 2 lets SSH in, port 3 echo and what comes from the group of port 1, the others nothing.
 fn world(physical: bool) -> World {
-    let group = Group { id: id(7, 1), members: ["10.0.1.5".parse().unwrap()].into() };
+    let group = Group { id: id(7, 1), members: vec!["10.0.1.5".parse().unwrap()].into() };
     let closed = rules(&[]);
     let ssh = rules(&[(Some(6), Some(22), Remote::Any)]);
     let friends = rules(&[(Some(1), None, Remote::Any), (Some(17), Some(53), Remote::Group(group.id))]);
@@ -234,7 +234,7 @@ fn two_routers(told: &[u8]) -> World {
         for (port, node) in ports.iter().zip([1, 2]) {
             let addresses = vec![port.fixed[0].address];
             let member = Member { mac: port.mac, addresses, vtep: Some(vtep(node)), name: String::new() };
-            let members = Members { network: port.network, ports: [(port.id, member)].into() };
+            let members = Members { network: port.network, ports: vec![(port.id, member)].into() };
             sections.insert(SectionKey::Members(port.network), Section::Members(members));
         }
         sections.insert(SectionKey::Rules(open.hash()), Section::Rules(open.clone()));

@@ -169,7 +169,7 @@ impl Hosts {
             let key = SectionKey::Members(network);
             let mut members = match world.document.sections.get(&key) {
                 Some(Section::Members(members)) => members.clone(),
-                _ => Members { network, ports: BTreeMap::new() },
+                _ => Members { network, ..Members::default() },
             };
             match &member {
                 Some(member) => drop(members.ports.insert(port, member.clone())),

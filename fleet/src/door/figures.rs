@@ -22,6 +22,18 @@ pub struct Figures {
     times: Mutex<std::collections::VecDeque<u32>>,
 }
 
+/// What was counted since it was taken last, on its way to whoever sums it up.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Taken {
+    requests: u64,
+    failed: u64,
+    again: u64,
+    held: u64,
+    held_max_micros: u64,
+    times: Vec<u32>,
+}
+
 /// The figures so far; `since` gives those of a span.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Told {
@@ -69,6 +81,39 @@ impl Figures {
             times.pop_front();
         }
         times.push_back(time.as_micros().try_into().unwrap_or(u32::MAX));
+    }
+
+    /// Takes all that was counted, and begins anew.
+    pub(super) fn take(&self) -> Taken {
+        let mut failed = 0;
+        if *self.failed.borrow() > 0 {
+            self.failed.send_modify(|n| failed = std::mem::take(n));
+        }
+        Taken {
+            requests: self.requests.swap(0, Relaxed),
+            failed,
+            again: self.again.swap(0, Relaxed),
+            held: self.held.swap(0, Relaxed),
+            held_max_micros: self.held_max_micros.swap(0, Relaxed),
+            times: self.times.lock().expect("no holder panics").drain(..).collect(),
+        }
+    }
+
+    /// Sums up what another one has counted.
+    pub(super) fn add(&self, taken: Taken) {
+        self.requests.fetch_add(taken.requests, Relaxed);
+        self.again.fetch_add(taken.again, Relaxed);
+        self.held.fetch_add(taken.held, Relaxed);
+        self.held_max_micros.fetch_max(taken.held_max_micros, Relaxed);
+        let mut times = self.times.lock().expect("no holder panics");
+        times.extend(taken.times);
+        let over = times.len().saturating_sub(TIMES_MAX);
+        times.drain(..over);
+        drop(times);
+        // Whoever waits for failures looks at the rest, too.
+        if taken.failed > 0 {
+            self.failed.send_modify(|n| *n += taken.failed);
+        }
     }
 
     /// Failures so far, as they come.
@@ -121,5 +166,19 @@ mod tests {
         assert_eq!(figures.p99_ms_of(150), Some(500.0));
         assert_eq!(figures.p99_ms_of(151), None);
         assert_eq!((*figures.failures().borrow(), figures.tell().requests), (1, 150));
+    }
+
+    #[test]
+    fn what_is_taken_is_summed_up_elsewhere() {
+        let (counted, summed) = (Figures::default(), Figures::default());
+        for round in 1..=3 {
+            (0..TIMES_MAX).for_each(|n| counted.answered(n == 0, Duration::from_millis(round)));
+            counted.held(Duration::from_millis(7 * round));
+            summed.add(counted.take());
+            assert_eq!(counted.take(), Taken::default());
+        }
+        let told = summed.tell();
+        assert_eq!((told.requests, told.failed, told.held), (3 * TIMES_MAX as u64, 3, 3));
+        assert_eq!((told.held_max_ms, told.p99_ms), (21.0, 3.0));
     }
 }

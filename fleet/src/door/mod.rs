@@ -9,21 +9,31 @@
 //! open --hold--> held --route to the next plane--> open
 //! ```
 //!
-//! What is too large to be kept (`KEPT_BYTES_MAX`) is carried as it comes and sent once. The door keeps no state but
+//! A body that is too large for memory (`KEPT_BYTES_MAX`) is carried as it comes and kept in a file beside that, so
+//! that it can be sent again, too (`spool`); an answer that large is carried as it comes. The door keeps no state but
 //! routes, figures, and a sample of the reads that were asked lately.
 //!
-//! Limits: `HELD_MAX` mutations that wait, `ANSWER_MAX` for a request to find a plane that answers it.
+//! Limits: `CONNECTIONS_MAX` clients, `HELD_MAX` mutations that wait, `ANSWER_MAX` for a request to find a plane that answers it.
 
 mod figures;
+mod listen;
 mod proxy;
 mod sample;
+mod spool;
+mod tls;
 mod upstream;
+mod wire;
 
 pub use figures::{Figures, Told};
+pub use listen::{CONNECTIONS_MAX, Drain, HANDSHAKE_MAX, Stop};
 pub use proxy::DoorBody;
 pub use sample::{Mirrored, SAMPLE_MAX, Sampled};
+pub use spool::{FREE_MIN, SPOOL_MAX};
+pub use tls::{Certificates, check_authority};
 pub use upstream::{Upstream, ask};
+pub use wire::{Orders, Ready};
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -66,17 +76,24 @@ struct Inner {
     waiting: AtomicUsize,
     figures: Figures,
     sample: sample::Sample,
+    /// Where large bodies are kept while they are carried; without one they are sent once.
+    folder: Option<PathBuf>,
 }
 
 impl Default for Door {
     fn default() -> Door {
-        let routes = watch::Sender::new(Routes::default());
-        let (waiting, figures, sample) = Default::default();
-        Door { inner: Arc::new(Inner { routes, waiting, figures, sample }) }
+        Door::with(None)
     }
 }
 
 impl Door {
+    /// `folder`: where large bodies are kept while they are carried.
+    pub fn with(folder: Option<PathBuf>) -> Door {
+        let routes = watch::Sender::new(Routes::default());
+        let (waiting, figures, sample) = Default::default();
+        Door { inner: Arc::new(Inner { routes, waiting, figures, sample, folder }) }
+    }
+
     /// Changes who answers.
     pub fn route(&self, change: impl FnOnce(&mut Routes)) {
         self.inner.routes.send_modify(change);

@@ -1,38 +1,55 @@
 //! The way of one request through the door.
 
+use super::spool::{Spool, State};
 use super::upstream::{Sent, Upstream};
 use super::{ANSWER_MAX, Door, ELSEWHERE, KEPT_BYTES_MAX, MIRROR, MUTATION};
 use bytes::{Bytes, BytesMut};
-use futures_util::{StreamExt, TryStreamExt, stream};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, StreamBody};
-use hyper::body::{Body, Frame, Incoming};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Incoming};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
+/// A large body is sent to planes so often for as long as each takes; then within what is left of `ANSWER_MAX`.
+const SENT_MAX: usize = 8;
 /// Between two tries, where the routes do not change meanwhile.
 const AGAIN: Duration = Duration::from_millis(5);
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 pub type DoorBody = UnsyncBoxBody<Bytes, Failure>;
 
-/// What a client sent: kept whole, or only to be passed on once.
+/// What a client sent: kept whole, or more than is kept so.
 enum Kept {
     Whole(Bytes),
-    Stream(Option<Sent>),
+    Large(Spool),
+}
+
+impl Kept {
+    fn body(&self) -> Sent {
+        match self {
+            Kept::Whole(bytes) => whole(bytes.clone()),
+            Kept::Large(spool) => spool.body(),
+        }
+    }
+
+    fn state(&self) -> State {
+        match self {
+            Kept::Whole(_) => State::Kept,
+            Kept::Large(spool) => spool.state(),
+        }
+    }
 }
 
 /// What came of one try.
 enum Outcome {
     Answer(Response<DoorBody>),
-    /// Nobody has carried it out, or only in part: the same again, elsewhere.
-    Again,
-    /// It may have been carried out, and cannot be sent again.
-    Lost(String),
+    /// Nobody has carried it out, or only in part, or its answer is lost: the same again, elsewhere, if it is kept.
+    Broke(String),
 }
 
 impl Door {
@@ -51,7 +68,7 @@ impl Door {
         if mutation && let Ok(id) = HeaderValue::from_str(&id) {
             head.headers.insert(MUTATION, id);
         }
-        let answer = match keep(body).await {
+        let answer = match keep(body, self.inner.folder.as_deref()).await {
             Ok(kept) => self.carry(&head, kept, mutation, begin + ANSWER_MAX).await,
             Err(_) => fault(StatusCode::BAD_REQUEST, "The request body ended early."),
         };
@@ -65,11 +82,11 @@ impl Door {
     async fn carry(
         &self,
         head: &http::request::Parts,
-        mut kept: Kept,
+        kept: Kept,
         mutation: bool,
-        deadline: Instant,
+        mut deadline: Instant,
     ) -> Response<DoorBody> {
-        let mut tried = false;
+        let mut tries = 0;
         loop {
             if mutation && !self.let_through(deadline).await {
                 return busy("The control plane is switching; try again in a moment.");
@@ -77,43 +94,45 @@ impl Door {
             let Some(upstream) = self.upstream(mutation, deadline).await else {
                 return busy("No control plane answers; try again in a moment.");
             };
-            if std::mem::replace(&mut tried, true) {
+            if tries > 0 {
                 self.figures().again();
             }
-            let body = match &mut kept {
-                Kept::Whole(bytes) => whole(bytes.clone()),
-                Kept::Stream(stream) => match stream.take() {
-                    Some(stream) => stream,
-                    None => return busy("The outcome is unknown; look before you try again."),
-                },
-            };
-            let whole = matches!(kept, Kept::Whole(_));
+            tries += 1;
             let outcome = tokio::select! {
-                outcome = send(&upstream, head, body, whole) => outcome,
+                outcome = send(&upstream, head, kept.body()) => outcome,
                 // Another plane owns the cell: what this one was asked for it carries out no more, or has, and then the
                 // other one answers it.
-                () = self.moved_from(&upstream), if whole => Outcome::Again,
+                () = self.moved_from(&upstream), if kept.state() == State::Kept => {
+                    Outcome::Broke(format!("{} is not active any more", upstream.name))
+                }
             };
-            match outcome {
+            let why = match outcome {
                 Outcome::Answer(answer) => return answer,
-                Outcome::Lost(why) => {
+                Outcome::Broke(why) => why,
+            };
+            match kept.state() {
+                State::Kept => {}
+                State::Once => {
                     tracing::warn!("{} {}: {why}", head.method, head.uri.path());
                     return busy("The outcome is unknown; look before you try again.");
                 }
-                Outcome::Again if Instant::now() >= deadline => {
-                    return busy("No control plane answers; try again in a moment.");
-                }
-                Outcome::Again => {
-                    let mut routes = self.routes();
-                    routes.mark_unchanged();
-                    let _ = tokio::time::timeout(AGAIN, routes.changed()).await;
-                }
+                State::Ended => return fault(StatusCode::BAD_REQUEST, "The request body ended early."),
             }
+            // What was on its way for long may still find another plane.
+            if matches!(kept, Kept::Large(_)) && tries < SENT_MAX {
+                deadline = deadline.max(Instant::now() + ANSWER_MAX);
+            }
+            if Instant::now() >= deadline {
+                return busy("No control plane answers; try again in a moment.");
+            }
+            let mut routes = self.routes();
+            routes.mark_unchanged();
+            let _ = tokio::time::timeout(AGAIN, routes.changed()).await;
         }
     }
 }
 
-async fn send(upstream: &Upstream, head: &http::request::Parts, body: Sent, kept: bool) -> Outcome {
+async fn send(upstream: &Upstream, head: &http::request::Parts, body: Sent) -> Outcome {
     let path = head.uri.path_and_query().map_or("/", |p| p.as_str());
     let mut request = Request::new(body);
     *request.method_mut() = head.method.clone();
@@ -122,14 +141,12 @@ async fn send(upstream: &Upstream, head: &http::request::Parts, body: Sent, kept
         Ok(uri) => uri,
         Err(_) => return Outcome::Answer(fault(StatusCode::BAD_REQUEST, "The path is none.")),
     };
-    let lost = |why: String| if kept { Outcome::Again } else { Outcome::Lost(why) };
     let answer = match upstream.send(request).await {
         Ok(answer) => answer,
-        Err(error) if error.is_connect() && kept => return Outcome::Again,
-        Err(error) => return lost(format!("{} broke off: {error}", upstream.name)),
+        Err(error) => return Outcome::Broke(format!("{} broke off: {error}", upstream.name)),
     };
     if answer.headers().contains_key(ELSEWHERE) {
-        return lost(format!("{} does not own the cell", upstream.name));
+        return Outcome::Broke(format!("{} does not own the cell", upstream.name));
     }
     let (mut parts, body) = answer.into_parts();
     hop(&mut parts.headers);
@@ -139,12 +156,12 @@ async fn send(upstream: &Upstream, head: &http::request::Parts, body: Sent, kept
     }
     match body.collect().await {
         Ok(collected) => Outcome::Answer(Response::from_parts(parts, whole(collected.to_bytes()))),
-        Err(error) => lost(format!("{} broke off in its answer: {error}", upstream.name)),
+        Err(error) => Outcome::Broke(format!("{} broke off in its answer: {error}", upstream.name)),
     }
 }
 
 /// Reads a body as far as it is kept.
-async fn keep(mut body: Incoming) -> Result<Kept, hyper::Error> {
+async fn keep(mut body: Incoming, folder: Option<&Path>) -> Result<Kept, hyper::Error> {
     let mut first = BytesMut::new();
     while first.len() <= KEPT_BYTES_MAX {
         let Some(frame) = body.frame().await else { return Ok(Kept::Whole(first.freeze())) };
@@ -152,9 +169,7 @@ async fn keep(mut body: Incoming) -> Result<Kept, hyper::Error> {
             first.extend_from_slice(&data);
         }
     }
-    let first = stream::once(async move { Ok(Frame::data(first.freeze())) });
-    let rest = body.into_data_stream().map_ok(Frame::data).map_err(Failure::from);
-    Ok(Kept::Stream(Some(StreamBody::new(first.chain(rest)).boxed_unsync())))
+    Ok(Kept::Large(Spool::new(first.freeze(), body, folder)))
 }
 
 /// Who asks and by what name, as the plane is to see it; what the connection to the client says of itself goes.
@@ -201,7 +216,7 @@ fn busy(sentence: &str) -> Response<DoorBody> {
 }
 
 /// The shape that every OpenStack client reads a message from.
-fn fault(status: StatusCode, sentence: &str) -> Response<DoorBody> {
+pub(super) fn fault(status: StatusCode, sentence: &str) -> Response<DoorBody> {
     let title = status.canonical_reason().unwrap_or_default();
     let body = json!({"error": {"code": status.as_u16(), "title": title, "message": sentence}}).to_string();
     let mut answer = Response::new(whole(body.into()));

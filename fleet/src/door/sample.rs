@@ -10,8 +10,9 @@ use base::{Error, Result};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Body;
-use hyper::header::{HeaderMap, HeaderValue};
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::{Request, Response, StatusCode, Uri};
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Mutex;
@@ -42,6 +43,15 @@ pub struct Sampled {
     /// With its query.
     pub path: String,
     headers: HeaderMap,
+    /// Nobody was told of it as it is now.
+    fresh: bool,
+}
+
+/// A read on its way from the door to whoever compares it.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Told {
+    path: String,
+    headers: Vec<(String, String)>,
 }
 
 impl Sampled {
@@ -49,7 +59,7 @@ impl Sampled {
     pub fn open(path: &str) -> Sampled {
         let mut headers = HeaderMap::new();
         headers.insert("host", HeaderValue::from_static("plane"));
-        Sampled { key: 0, path: path.into(), headers }
+        Sampled { key: 0, path: path.into(), headers, fresh: false }
     }
 }
 
@@ -77,9 +87,14 @@ impl Sample {
         }
         let path = head.uri.path_and_query().map_or("/", |p| p.as_str());
         let key = key(path, &head.headers);
+        self.put(key, path, &head.headers);
+    }
+
+    fn put(&self, key: u64, path: &str, asked: &HeaderMap) {
         let mut reads = self.reads.lock().expect("no holder panics");
         if let Some(known) = reads.iter_mut().find(|read| read.key == key) {
-            if let Some(token) = head.headers.get("x-auth-token") {
+            if let Some(token) = asked.get("x-auth-token") {
+                known.fresh |= known.headers.get("x-auth-token") != Some(token);
                 known.headers.insert("x-auth-token", token.clone());
             }
             return;
@@ -89,9 +104,32 @@ impl Sample {
         }
         let headers = ASKED_WITH
             .iter()
-            .filter_map(|name| Some((name.parse().ok()?, head.headers.get(*name)?.clone())))
+            .filter_map(|name| Some((name.parse().ok()?, asked.get(*name)?.clone())))
             .collect();
-        reads.push_back(Sampled { key, path: path.into(), headers });
+        reads.push_back(Sampled { key, path: path.into(), headers, fresh: true });
+    }
+
+    /// Reads that are new, or have a new token, since they were taken last.
+    pub fn take(&self) -> Vec<Told> {
+        let text = |(name, value): (&HeaderName, &HeaderValue)| {
+            Some((name.as_str().to_string(), value.to_str().ok()?.to_string()))
+        };
+        let mut reads = self.reads.lock().expect("no holder panics");
+        let fresh = reads.iter_mut().filter_map(|read| std::mem::take(&mut read.fresh).then_some(&*read));
+        fresh
+            .map(|r| Told { path: r.path.clone(), headers: r.headers.iter().filter_map(text).collect() })
+            .collect()
+    }
+
+    /// Remembers what another one has taken.
+    pub fn add(&self, told: Vec<Told>) {
+        for read in told {
+            let header = |(name, value): &(String, String)| -> Option<(HeaderName, HeaderValue)> {
+                Some((name.parse().ok()?, value.parse().ok()?))
+            };
+            let headers: HeaderMap = read.headers.iter().filter_map(header).collect();
+            self.put(key(&read.path, &headers), &read.path, &headers);
+        }
     }
 
     pub fn reads(&self) -> Vec<Sampled> {

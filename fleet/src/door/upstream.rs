@@ -13,6 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::UnixStream;
@@ -27,13 +28,21 @@ pub(super) type Sent = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + S
 #[derive(Clone)]
 pub struct Upstream {
     pub name: Arc<str>,
+    pub(super) socket: Arc<Path>,
+    /// Of the process behind it, among all that its keeper started.
+    pub(super) number: u64,
     client: Client<Connector, Sent>,
 }
 
 impl Upstream {
     pub fn new(name: &str, socket: &Path) -> Upstream {
+        static STARTED: AtomicU64 = AtomicU64::new(0);
+        Upstream::numbered(name, socket, STARTED.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub(super) fn numbered(name: &str, socket: &Path, number: u64) -> Upstream {
         let client = Client::builder(TokioExecutor::new()).build(Connector(socket.into()));
-        Upstream { name: name.into(), client }
+        Upstream { name: name.into(), socket: socket.into(), number, client }
     }
 
     /// Sends one request; the answer's body is still to come.

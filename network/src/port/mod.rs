@@ -138,6 +138,24 @@ pub const BY_HOST: Index<Port> = Index::many("host", |p, keys| {
         keys.push(p.host.key());
     }
 });
+/// Of these the ports that other nodes are to know: bound, and no gateway of a router.
+pub const BY_MEMBERS: Index<Port> = Index::many("members", |p, keys| {
+    if p.is_member() {
+        keys.push(p.network.key());
+    }
+});
+/// The ports of routers on a network, and whether they are their gateways.
+pub const BY_LEGS: Index<Port> = Index::many("legs", |p, keys| {
+    if p.owner.is_router() {
+        keys.push((p.network, p.owner.0 == ROUTER_GATEWAY).key());
+    }
+});
+/// Who has an address that a rule with a remote group means.
+pub const BY_GROUP_ADDRESS: Index<Port> = Index::many("group_address", |p, keys| {
+    for group in &p.groups {
+        keys.extend(p.group_addresses().map(|address| (*group, address).key()));
+    }
+});
 pub const BY_GROUP: Index<Port> =
     Index::many("group", |p, keys| keys.extend(p.groups.iter().map(|g| g.key())));
 pub const BY_ADDRESS: Index<Port> =
@@ -151,8 +169,18 @@ pub const BY_CLAIM: Index<Port> =
 impl Record for Port {
     const KIND: &'static str = "port";
     type Key = Id<Port>;
-    const INDEXES: &'static [Index<Port>] =
-        &[BY_NETWORK, BY_DEVICE, BY_HOST, BY_GROUP, BY_ADDRESS, BY_MAC, BY_CLAIM];
+    const INDEXES: &'static [Index<Port>] = &[
+        BY_NETWORK,
+        BY_MEMBERS,
+        BY_LEGS,
+        BY_DEVICE,
+        BY_HOST,
+        BY_GROUP,
+        BY_GROUP_ADDRESS,
+        BY_ADDRESS,
+        BY_MAC,
+        BY_CLAIM,
+    ];
 
     fn key(&self) -> Id<Port> {
         self.id
@@ -164,6 +192,18 @@ impl Record for Port {
 }
 
 impl Port {
+    /// Other nodes are to know it. Routers reach each other on an external network by their addresses; of their gateways
+    /// only the nodes are members.
+    pub fn is_member(&self) -> bool {
+        !self.host.is_empty() && self.owner.0 != ROUTER_GATEWAY
+    }
+
+    /// What a rule means that names one of its groups as the remote one.
+    pub fn group_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let single = |p: &&Pair| p.net.prefix_len() == p.net.max_prefix_len();
+        self.fixed.iter().map(|f| f.address).chain(self.pairs.iter().filter(single).map(|p| p.net.addr()))
+    }
+
     pub fn has_address_of(&self, subnet: Id<Subnet>) -> bool {
         self.fixed.iter().any(|f| f.subnet == subnet)
     }

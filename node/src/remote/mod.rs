@@ -17,7 +17,7 @@ use base::join::{
     ANSWERS, Answer, Ask, Certificate, DOCUMENT, HELLO, IMAGES, JOIN, Join, Joined, NODE, Outcome, QUESTIONS,
     Question, RENEW, REPORT, Renew, Token,
 };
-use base::node::{DOCUMENT_WAIT_MAX, Generation, Patch};
+use base::node::{DOCUMENT_WAIT_MAX, Known, Patch};
 use base::pass::{self, Next, Pass};
 use base::{Error, Kind, Result, Timestamp};
 use bytes::Bytes;
@@ -134,9 +134,9 @@ impl Remote {
                 let plane = greeting.clone();
                 async move { plane.tell(HELLO, &hello).await }
             },
-            move |after, wait| {
+            move |known, wait| {
                 let plane = telling.clone();
-                async move { plane.document(after, wait).await }
+                async move { plane.document(known, wait).await }
             },
             move |report| {
                 let plane = reporting.clone();
@@ -161,9 +161,11 @@ impl Remote {
         pass::run(QuestionsAnswered { plane: self.clone(), node: node.clone() }, &Notify::new()).await;
     }
 
-    async fn document(&self, after: Generation, wait: Duration) -> Result<Patch> {
+    async fn document(&self, known: Known, wait: Duration) -> Result<Patch> {
+        let (after, sum) =
+            (known.generation, known.sum.map(|sum| format!("&sum={sum:x}")).unwrap_or_default());
         let path =
-            format!("{DOCUMENT}?after={}.{}&wait_ms={}", after.epoch, after.revision, wait.as_millis());
+            format!("{DOCUMENT}?after={}.{}&wait_ms={}{sum}", after.epoch, after.revision, wait.as_millis());
         read(self.ask(Method::GET, &path, Bytes::new(), wait + ANSWER_MAX).await?, DOCUMENT_BYTES_MAX).await
     }
 

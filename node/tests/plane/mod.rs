@@ -55,7 +55,7 @@ impl Plane {
             },
             move |after, wait| {
                 let plane = b.clone();
-                async move { plane.poll(after, wait).await }
+                async move { plane.poll(after.generation, wait).await }
             },
             move |report| {
                 let plane = c.clone();

@@ -5,7 +5,7 @@
 //! lost, doubled or older than what was told before; no revoked token passes; no address is given twice.
 //!
 //! Words: `--full` for the long form, which is over each of the store's engines with a real server of its own;
-//! `--engine NAME` for one of them.
+//! `--engine NAME` for one of them; `--switches N`, `--rollbacks N` and `--kills N` for other numbers.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -89,8 +89,16 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
+    let after = |word: &str| words.iter().position(|w| w == word).and_then(|at| words.get(at + 1));
+    let number = |word: &str, usual: usize| after(word).map_or(usual, |n| n.parse().unwrap());
     let plan = if said("--full") { FULL } else { SHORT };
-    let engine = words.iter().position(|w| w == "--engine").and_then(|at| words.get(at + 1));
+    let plan = Plan {
+        switches: number("--switches", plan.switches),
+        rollbacks: number("--rollbacks", plan.rollbacks),
+        kills: number("--kills", plan.kills),
+        ..plan
+    };
+    let engine = after("--engine");
     let wanted = |(name, _): &&(&str, Which)| engine.map_or(plan.timed || *name == "sqlite", |e| e == name);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let mut checks = Checks::default();

@@ -7,6 +7,7 @@ pub mod real;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -74,7 +75,7 @@ impl Cloud {
     pub fn up_with(state: &Path, words: &[&str]) -> Cloud {
         let mut command = shisa();
         command.args(["up", "--listen", "127.0.0.1:0"]).args(words).arg("--state").arg(state);
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = command.stdout(Stdio::piped()).process_group(0).spawn().unwrap();
         let out = BufReader::new(child.stdout.take().unwrap());
         let mut cloud = Cloud { child, address: String::new(), said: Vec::new(), out };
         cloud.until(" up ");
@@ -109,7 +110,9 @@ impl Cloud {
 
     /// As Ctrl-C would; the rest of what it said.
     pub fn stop(mut self) -> String {
-        self.signal("INT");
+        // A terminal tells the whole group.
+        let group = format!("-{}", self.pid());
+        assert!(Command::new("kill").args(["-INT", "--", &group]).status().unwrap().success());
         let mut rest = String::new();
         self.out.read_to_string(&mut rest).unwrap();
         assert!(self.child.wait().unwrap().success(), "{rest}");

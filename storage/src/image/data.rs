@@ -54,10 +54,10 @@ async fn upload(app: App, call: Call, way: Way) -> Result<Reply> {
     let busy = app.uploads.mark(id);
     let image = call.write(&app.cell, move |tx| step(tx, id, &begin)).await?;
     let cause = call.cause();
-    let work = tokio::spawn(async move {
+    let work = tokio::spawn(store::carried(async move {
         let _busy = busy;
         receive(&app, cause, &image, stream, way, max).await
-    });
+    }));
     work.await.map_err(|e| Error::internal("an upload panicked").because(e))??;
     Ok(Reply::no_content())
 }
@@ -81,19 +81,20 @@ async fn receive(
     end(app, cause, id, saved).await
 }
 
-/// Tells the record how an upload ended. Of an image that is gone meanwhile, the bytes go too.
+/// Tells the record how an upload ended. Of an image that is gone meanwhile, or queued again, the bytes go too; where
+/// the record says otherwise, or is another process's to write, they are not ours to remove.
 pub(super) async fn end(app: &App, cause: Cause, id: Id<Image>, saved: Result<Step>) -> Result<()> {
     let outcome = match saved {
         Ok(done) => app.cell.write(cause.clone(), move |tx| step(tx, id, &done).map(drop)).await,
         Err(error) => Err(error),
     };
     if let Err(error) = outcome {
-        files::remove(&app.settings, id).await;
         let back = move |tx: &mut store::Tx| match step(tx, id, &Step::Lost) {
             Err(e) if e.kind() != Kind::NotFound => Err(e),
             Ok(_) | Err(_) => Ok(()),
         };
         app.cell.write(cause, back).await?;
+        files::remove(&app.settings, id).await;
         return Err(error);
     }
     Ok(())

@@ -196,6 +196,7 @@ impl Pass for LostUploadsReset {
                 .cell
                 .write(Cause::step(Self::NAME), move |tx| step(tx, id, &Step::Lost).map(drop))
                 .await?;
+            remove(&self.app.settings, id).await;
         }
         Ok(Next::Usual)
     }

@@ -129,7 +129,7 @@ async fn import(app: App, call: Call) -> Result<Reply> {
     });
     let (image, task) = begun.await?;
     let cause = call.cause();
-    tokio::spawn(async move {
+    tokio::spawn(store::carried(async move {
         let _busy = busy;
         let max = app.settings.image_bytes_max;
         let (settings, kept) = (app.settings.clone(), image.clone());
@@ -139,7 +139,7 @@ async fn import(app: App, call: Call) -> Result<Reply> {
         if let Err(error) = app.cell.write(cause, move |tx| ended(tx, task, &outcome)).await {
             tracing::warn!("the end of an import is not told: {}", error.chain());
         }
-    });
+    }));
     Ok(Reply::accepted_empty())
 }
 

@@ -1,0 +1,282 @@
+//! `make bench-nodes`: thousands of simulated nodes follow one plane, each over a connection of its own.
+//!
+//! The nodes are in this process and speak as those of a machine do; the plane is the release binary. Measured are the
+//! times from a request's start until a node acts on what it changed, with the request itself in them. `NODES` in the
+//! environment: another number than `NODES_USUAL`.
+//!
+//! Both sides share the machine's cores: what nodes on machines of their own would do costs time here.
+
+use base::node::{Document, Section, SectionKey};
+use bench::{Cloud, Request, Result, id, process};
+use node::remote::Remote;
+use node::{MachineKind, Node, Settings, Simulated};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
+use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::timeout;
+use uuid::Uuid;
+
+const NODES_USUAL: usize = 10_000;
+/// Servers that are made one after the other.
+const ONE_BY_ONE: usize = 200;
+/// Changes of a set that every node holds.
+const SHARED: usize = 20;
+const PAUSE: Duration = Duration::from_millis(700);
+const WAIT_MAX: Duration = Duration::from_secs(120);
+
+/// The newest that any node was told.
+static EPOCH: AtomicU64 = AtomicU64::new(0);
+
+/// What a node acted on.
+struct Seen {
+    at: Instant,
+    node: usize,
+    what: What,
+}
+
+#[derive(PartialEq)]
+enum What {
+    Epoch(u64),
+    Vm(Uuid),
+    /// How many there are of the set.
+    Members(usize),
+}
+
+fn main() -> Result<()> {
+    let count = std::env::var("NODES").map_or(Ok(NODES_USUAL), |text| text.parse())?;
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
+    let dir = tempfile::tempdir()?;
+    let cloud = Cloud::up(&bench::cloud::binary()?, dir.path(), "0")?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    println!("{count} nodes; load average {}", std::fs::read_to_string("/proc/loadavg")?.trim());
+    let outcome = runtime.block_on(run(&cloud, dir.path(), count));
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn run(cloud: &Cloud, state: &Path, count: usize) -> Result<()> {
+    let plane = plane_of(cloud)?;
+    println!("plane without nodes: {:.0} MiB", process::memory(plane)?);
+    let begin = Instant::now();
+    let (told, mut seen) = unbounded_channel();
+    let socket = state.join("planes/blue/nodes");
+    (0..count).for_each(|n| start(n, socket.clone(), told.clone()));
+    let all = all_of(&mut seen, count, |what| matches!(what, What::Epoch(_))).await?;
+    println!("all nodes have a document after {:.1} s", last(&all, begin).as_secs_f64());
+
+    let network = prepare(cloud)?;
+    let image = upload(cloud)?;
+    let server = |name: String, most: usize| {
+        let body = json!({"server": {"name": name, "flavorRef": "1", "imageRef": image, "max_count": most,
+            "networks": [{"uuid": network}]}});
+        Request::new("POST", "/compute/v2.1/servers", Some(&body))
+    };
+
+    let begin = Instant::now();
+    let made = cloud.api.whole(16, count / 10, |n| server(format!("crowd-{n}"), 10))?;
+    let servers = made.times.len() * 10;
+    let vms = |what: &What| matches!(what, What::Vm(_));
+    let all = some_of(&mut seen, servers, vms).await?;
+    println!("{servers} servers, each known on its node: {:.1} s", last(&all, begin).as_secs_f64());
+    println!("plane with them: {:.0} MiB", process::memory(plane)?);
+    settle(&mut seen).await;
+
+    let mut own = Vec::new();
+    for n in 0..ONE_BY_ONE {
+        let begin = Instant::now();
+        let answer = cloud.api.run(1, 1, |_| server(format!("one-{n}"), 1))?;
+        let id = Uuid::parse_str(&answer.ids("server")?[0])?;
+        own.push(some_of(&mut seen, 1, |what| *what == What::Vm(id)).await?[0].duration_since(begin));
+    }
+    print("own section, one after the other", own, "50 ms");
+    settle(&mut seen).await;
+
+    let mut shared = Vec::new();
+    for n in 0..SHARED {
+        let begin = Instant::now();
+        cloud.api.run(1, 1, |_| server(format!("shared-{n}"), 1))?;
+        // Who holds the set has it when its size is what it is now.
+        let members = servers + ONE_BY_ONE + n + 1;
+        let all = all_of(&mut seen, count, |what| *what == What::Members(members)).await?;
+        shared.extend(all.into_iter().map(|at| at.duration_since(begin)));
+        tokio::time::sleep(PAUSE).await;
+    }
+    print("shared section, at rest", shared, "100 ms");
+
+    let epoch = EPOCH.load(Relaxed);
+    let begin = Instant::now();
+    kill_process(Pid::from_raw(plane.try_into()?).ok_or("no pid")?, Signal::KILL)?;
+    let all = all_of(&mut seen, count, |what| matches!(what, What::Epoch(e) if *e > epoch)).await?;
+    println!(
+        "kill -9 of the plane, all caught up after {:.1} s (budget 5 s)",
+        last(&all, begin).as_secs_f64()
+    );
+    println!("plane after it: {:.0} MiB", process::memory(plane_of(cloud)?)?);
+    Ok(())
+}
+
+/// A node, and one that watches what it acts on.
+fn start(n: usize, socket: PathBuf, told: UnboundedSender<Seen>) {
+    let settings = Settings {
+        name: format!("n{n:05}"),
+        id: Uuid::from_u128(0x5150_0000 + n as u128),
+        state: PathBuf::new(),
+        machine: MachineKind::Simulated(Simulated::default()),
+        cloud: 0,
+        uplink: None,
+        physical: BTreeMap::new(),
+        // Each its own, as on machines.
+        address: IpAddr::V4(Ipv4Addr::from(0x0a80_0000 + n as u32)),
+        fabric: false,
+        guest_uids: None,
+        responder: None,
+    };
+    let plane = Remote::near(&settings.name, move || Some(socket.clone()));
+    let node = Node::new(settings);
+    let mut documents = node.document();
+    tokio::spawn(async move {
+        if let Err(error) = node.run(plane.link(), std::future::pending()).await {
+            eprintln!("a node ended: {}", error.chain());
+        }
+    });
+    tokio::spawn(async move {
+        let mut before = Arc::<Document>::default();
+        while documents.changed().await.is_ok() {
+            let (at, now) = (Instant::now(), documents.borrow_and_update().clone());
+            for what in differences(&before, &now) {
+                // Nobody may be listening any more.
+                let _ = told.send(Seen { at, node: n, what });
+            }
+            before = now;
+        }
+    });
+}
+
+fn differences(before: &Document, now: &Document) -> Vec<What> {
+    let mut found = Vec::new();
+    if now.generation.epoch > before.generation.epoch {
+        EPOCH.fetch_max(now.generation.epoch, Relaxed);
+        found.push(What::Epoch(now.generation.epoch));
+    }
+    for (key, section) in &now.sections {
+        match (key, section) {
+            (SectionKey::Vm(id), _) if !before.sections.contains_key(key) => found.push(What::Vm(*id)),
+            (_, Section::Members(members)) => {
+                let old = match before.sections.get(key) {
+                    Some(Section::Members(old)) => old.ports.len(),
+                    _ => 0,
+                };
+                if members.ports.len() != old {
+                    found.push(What::Members(members.ports.len()));
+                }
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// When each of `count` nodes first saw it.
+async fn all_of(
+    seen: &mut UnboundedReceiver<Seen>,
+    count: usize,
+    wanted: impl Fn(&What) -> bool,
+) -> Result<Vec<Instant>> {
+    let (mut nodes, mut times) = (BTreeSet::new(), Vec::new());
+    while times.len() < count {
+        let one = timeout(WAIT_MAX, seen.recv()).await;
+        let one =
+            one.map_err(|_| format!("{} of {count} nodes saw it", times.len()))?.ok_or("none is left")?;
+        if wanted(&one.what) && nodes.insert(one.node) {
+            times.push(one.at);
+        }
+    }
+    Ok(times)
+}
+
+/// When `count` of it were seen, by whichever nodes.
+async fn some_of(
+    seen: &mut UnboundedReceiver<Seen>,
+    count: usize,
+    wanted: impl Fn(&What) -> bool,
+) -> Result<Vec<Instant>> {
+    let mut times = Vec::new();
+    while times.len() < count {
+        let one = timeout(WAIT_MAX, seen.recv()).await;
+        let one = one.map_err(|_| format!("{} of {count} were seen", times.len()))?.ok_or("none is left")?;
+        if wanted(&one.what) {
+            times.push(one.at);
+        }
+    }
+    Ok(times)
+}
+
+/// Until nothing was seen for a while.
+async fn settle(seen: &mut UnboundedReceiver<Seen>) {
+    while timeout(2 * PAUSE, seen.recv()).await.is_ok_and(|seen| seen.is_some()) {}
+}
+
+fn last(times: &[Instant], begin: Instant) -> Duration {
+    times.iter().max().map_or(Duration::ZERO, |at| at.duration_since(begin))
+}
+
+fn print(what: &str, mut times: Vec<Duration>, budget: &str) {
+    times.sort_unstable();
+    let at = |q: f64| times[((times.len() as f64 * q) as usize).min(times.len() - 1)].as_secs_f64() * 1e3;
+    println!(
+        "{what}: {} times, p50 {:.1} ms, p99 {:.1} ms (budget {budget}), max {:.1} ms",
+        times.len(),
+        at(0.5),
+        at(0.99),
+        at(1.0)
+    );
+}
+
+/// The process of the one plane.
+fn plane_of(cloud: &Cloud) -> Result<u32> {
+    let is = |pid: &u32| {
+        let words = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        words.contains("\0plane\0run\0")
+    };
+    let begin = Instant::now();
+    while begin.elapsed() < WAIT_MAX {
+        if let Some(pid) = cloud.api.processes.members()?.into_iter().find(is) {
+            return Ok(pid);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Err("there is no plane".into())
+}
+
+/// No quotas, and a network with a subnet.
+fn prepare(cloud: &Cloud) -> Result<String> {
+    let project = &cloud.project;
+    let body = json!({"quota_set": {"instances": -1, "cores": -1, "ram": -1}});
+    cloud.api.call("PUT", &format!("/compute/v2.1/os-quota-sets/{project}"), Some(&body))?;
+    let body = json!({"quota": {"network": -1, "port": -1, "subnet": -1}});
+    cloud.api.call("PUT", &format!("/network/v2.0/quotas/{project}"), Some(&body))?;
+    let body = json!({"network": {"name": "crowd"}});
+    let network = id(&cloud.api.call("POST", "/network/v2.0/networks", Some(&body))?, "network")?;
+    let body = json!({"subnet": {"network_id": network, "ip_version": 4, "cidr": "10.0.0.0/16"}});
+    cloud.api.call("POST", "/network/v2.0/subnets", Some(&body))?;
+    Ok(network)
+}
+
+fn upload(cloud: &Cloud) -> Result<String> {
+    let body = json!({"name": "crowd", "disk_format": "raw", "container_format": "bare"});
+    let image = cloud.api.call("POST", "/image/v2/images", Some(&body))?;
+    let image = image["id"].as_str().ok_or("an image without an id")?.to_string();
+    let mut request = Request::new("PUT", &format!("/image/v2/images/{image}/file"), None);
+    request.kind = "application/octet-stream";
+    request.body = vec![0; 64 << 10];
+    bench::Connection::open(&cloud.api.authority)?.call(&cloud.api.token, &request)?;
+    Ok(image)
+}

@@ -1,0 +1,177 @@
+//! Sets among the sections (`members`, `group`): how one version follows from another, by elements.
+//!
+//! All who hold a set have the same version of it, so its changes are remembered once.
+//!
+//! Limits: `DELTAS_MAX` changes of a set are remembered; a change of more than half of a set is a new set.
+
+use base::node::{Elements, Section, SectionKey};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use store::Revision;
+
+/// Changes of one set that are remembered; a node that is behind them gets the whole set.
+const DELTAS_MAX: usize = 1_024;
+/// Up to this many elements a change is told as one; above, up to half of the set.
+const DELTA_SIZE_MIN: usize = 16;
+
+/// The last changes of a set.
+pub struct Deltas {
+    /// Whoever has the set as of this revision gets from there by `steps`.
+    from: Revision,
+    steps: VecDeque<(Revision, Arc<Elements>)>,
+}
+
+impl Deltas {
+    pub fn from(from: Revision) -> Deltas {
+        Deltas { from, steps: VecDeque::new() }
+    }
+
+    pub fn add(&mut self, at: Revision, elements: Arc<Elements>) {
+        self.steps.push_back((at, elements));
+        if self.steps.len() > DELTAS_MAX
+            && let Some((forgotten, _)) = self.steps.pop_front()
+        {
+            self.from = forgotten;
+        }
+    }
+
+    /// From the set as of `after` to what it is now, none where it is the same; nothing when that is not remembered.
+    pub fn since(&self, after: Revision) -> Option<Option<Elements>> {
+        if after < self.from {
+            return None;
+        }
+        let first = self.steps.partition_point(|(at, _)| *at <= after);
+        let mut steps = self.steps.range(first..);
+        let Some((_, step)) = steps.next() else { return Some(None) };
+        let mut all = Elements::clone(step);
+        steps.for_each(|(_, step)| together(&mut all, step));
+        Some(Some(all))
+    }
+}
+
+/// What becomes of a section that a node has.
+#[derive(Clone)]
+pub enum Step {
+    /// It was rendered to the same.
+    Same,
+    By(Arc<Elements>),
+    Whole,
+}
+
+impl Step {
+    pub fn between(before: &Section, after: &Section) -> Step {
+        if before == after {
+            return Step::Same;
+        }
+        Elements::between(before, after).map_or(Step::Whole, |elements| Step::by(elements, after))
+    }
+
+    /// By elements that make a difference, if they are few enough.
+    pub fn by(elements: Elements, after: &Section) -> Step {
+        match elements.len() {
+            0 => Step::Same,
+            n if n <= DELTA_SIZE_MIN.max(set_size(after) / 2) => Step::By(Arc::new(elements)),
+            _ => Step::Whole,
+        }
+    }
+}
+
+fn set_size(section: &Section) -> usize {
+    match section {
+        Section::Members(members) => members.ports.len(),
+        Section::Group(group) => group.members.len(),
+        _ => 0,
+    }
+}
+
+/// Two changes as one, the older first.
+pub fn together(older: &mut Elements, newer: &Elements) {
+    match (older, newer) {
+        (Elements::Members { come, gone }, Elements::Members { come: c, gone: g }) => {
+            come.retain(|id, _| !g.contains(id));
+            come.extend(c.iter().map(|(id, member)| (*id, member.clone())));
+            gone.extend(g);
+        }
+        (Elements::Group { come, gone }, Elements::Group { come: c, gone: g }) => {
+            come.retain(|address| !g.contains(address));
+            come.extend(c);
+            gone.extend(g);
+        }
+        (Elements::Members { .. } | Elements::Group { .. }, _) => {
+            debug_assert!(false, "a key holds sets of one kind");
+        }
+    }
+}
+
+/// Sets are gathered.
+pub fn is_set(key: &SectionKey) -> bool {
+    matches!(key, SectionKey::Members(_) | SectionKey::Group(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base::node::{Document, Group, OrdSet, Patch, Patched};
+    use std::collections::BTreeSet;
+    use std::net::{IpAddr, Ipv4Addr};
+    use uuid::Uuid;
+
+    const KEY: SectionKey = SectionKey::Group(Uuid::nil());
+
+    fn address(n: &u8) -> IpAddr {
+        IpAddr::V4(Ipv4Addr::new(10, 0, 0, *n))
+    }
+
+    fn section(list: &[u8]) -> Section {
+        Section::Group(Group { id: Uuid::nil(), members: list.iter().map(address).collect::<OrdSet<_>>() })
+    }
+
+    fn elements((come, gone): &(&[u8], &[u8])) -> Elements {
+        let of = |list: &[u8]| list.iter().map(address).collect::<BTreeSet<_>>();
+        Elements::Group { come: of(come), gone: of(gone) }
+    }
+
+    fn check(steps: &[(&[u8], &[u8])], start: &[u8], expect: &[u8]) {
+        let mut all = elements(&steps[0]);
+        steps[1..].iter().for_each(|step| together(&mut all, &elements(step)));
+        let mut document = Document { sections: [(KEY, section(start))].into(), ..Document::default() };
+        let patch = Patch { elements: [(KEY, all)].into(), ..Patch::default() };
+        assert_eq!(document.patch(patch), Patched::Taken);
+        assert_eq!(document.sections[&KEY], section(expect));
+    }
+
+    #[test]
+    fn changes_of_a_set_are_put_together() {
+        check(&[(&[1], &[]), (&[], &[1])], &[5], &[5]);
+        check(&[(&[], &[1]), (&[1], &[])], &[1, 5], &[1, 5]);
+        check(&[(&[1, 2], &[5]), (&[3], &[2]), (&[5], &[])], &[5], &[1, 3, 5]);
+    }
+
+    #[test]
+    fn what_makes_no_difference_is_left_out() {
+        let check = |told: (&[u8], &[u8]), set: &[u8], expect: (&[u8], &[u8])| {
+            let mut told = elements(&told);
+            told.retain_new(&section(set));
+            assert_eq!(told, elements(&expect));
+        };
+        check((&[1, 2], &[3]), &[1], (&[2], &[]));
+        check((&[1], &[1, 4]), &[1, 4], (&[], &[4]));
+        check((&[7], &[7]), &[], (&[7], &[]));
+    }
+
+    #[test]
+    fn what_is_remembered_of_a_set_says_how_far_back() {
+        let mut deltas = Deltas::from(10);
+        deltas.add(12, Arc::new(elements(&(&[1], &[]))));
+        deltas.add(15, Arc::new(elements(&(&[2], &[1]))));
+        assert_eq!(deltas.since(9), None);
+        assert_eq!(deltas.since(10), Some(Some(elements(&(&[2], &[1])))));
+        assert_eq!(deltas.since(13), Some(Some(elements(&(&[2], &[1])))));
+        assert_eq!(deltas.since(15), Some(None));
+        for n in 0..DELTAS_MAX as u64 {
+            deltas.add(20 + n, Arc::new(elements(&(&[3], &[]))));
+        }
+        assert_eq!(deltas.since(14), None);
+        assert!(deltas.since(15).is_some());
+    }
+}
