@@ -3,6 +3,7 @@
 //!
 //! Pure. A step is idempotent, and one that fails leaves the others to be done.
 
+use crate::plan::{KNOWN, LEARNED};
 use crate::state::{
     BRIDGE, BridgePort, KernelState, Link, LinkKind, MAIN, Place, Route, Set, Space, Station, Table,
     is_group_set,
@@ -264,6 +265,13 @@ fn tables(seen: &Space, want: &Space, stays: &dyn Fn(&String) -> bool, out: &mut
                 whole(name, table, batch);
             }
         }
+    }
+    // What has passed the rules that change is asked again.
+    if seen.tables.contains_key(KNOWN)
+        && want.tables.contains_key(KNOWN)
+        && !(batch.is_empty() && hooks.is_empty())
+    {
+        batch.extend(LEARNED.iter().map(|set| format!("flush set {KNOWN} {set}")));
     }
     for (mut batch, action) in [(batch, Action::Nft as fn(String) -> Action), (hooks, Action::Hook)] {
         if !batch.is_empty() {

@@ -19,7 +19,7 @@
 //! Addresses that guests announce by their pairs are claimed in the report (`claims`), which `news` tells at once.
 //!
 //! Where the kernel has them, flowtables and shortcuts take established and routed packets past what has no say in them
-//! (`plan::shortcuts`).
+//! (`plan::shortcuts`), and flows that have just passed all rules past those (`plan::known`).
 //!
 //! Deliberately absent for now: QoS, trunks, floating addresses of IPv6.
 

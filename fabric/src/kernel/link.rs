@@ -80,7 +80,9 @@ fn vxlan(vni: u32, port: u16, local: IpAddr) -> Vec<InfoVxlan> {
         IpAddr::V4(address) => InfoVxlan::Local(address),
         IpAddr::V6(address) => InfoVxlan::Local6(address),
     };
-    vec![InfoVxlan::Id(vni), InfoVxlan::Port(port), local, InfoVxlan::Learning(false)]
+    // What guests send has its own checksum.
+    let sum = InfoVxlan::UDPCsum(false);
+    vec![InfoVxlan::Id(vni), InfoVxlan::Port(port), local, InfoVxlan::Learning(false), sum]
 }
 
 fn named(name: &str, mac: Option<Mac>) -> LinkMessage {

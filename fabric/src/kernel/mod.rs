@@ -43,6 +43,14 @@ add rule netdev t c ip ttl > 1 fwd ip to ip daddr device \"lo\"
 add rule netdev t c fwd to \"lo\"
 ";
 
+const KNOWN: &str = "add table netdev t
+add set netdev t s { type ether_addr . ipv4_addr . ipv4_addr . inet_service . inet_service; size 9; flags dynamic,timeout; timeout 2s; }
+add chain netdev t c { type filter hook egress device \"lo\" priority 0; }
+add rule netdev t c meta l4proto 17 add @s { ether daddr . ip saddr . ip daddr . th sport . th dport }
+add chain netdev t d { type filter hook ingress device \"lo\" priority 0; }
+add rule netdev t d ether daddr . ip saddr . ip daddr . th sport . th dport @s fwd to \"lo\"
+";
+
 /// Places that are worked on at once.
 const THREADS: usize = 4;
 
@@ -117,7 +125,7 @@ impl Kernel {
     pub fn powers(&self) -> Result<Powers> {
         let tracking = self.tracking()?;
         let made = |batch: &str| netns::inside(netns::unnamed()?, || Ok(nft::apply(batch).is_ok()));
-        Ok(Powers { tracking, flowtable: made(FLOWTABLE)?, shortcuts: made(SHORTCUT)? })
+        Ok(Powers { tracking, flowtable: made(FLOWTABLE)?, shortcuts: made(SHORTCUT)?, known: made(KNOWN)? })
     }
 
     /// Whether bridged packets can be tracked, and how.

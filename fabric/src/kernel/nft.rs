@@ -5,6 +5,7 @@
 //! operator reads in `nft list ruleset`.
 
 use super::netlink::{Netlink, attributes};
+use crate::plan::LEARNED;
 use crate::state::{Set, Table};
 use base::{Error, Result};
 use serde_json::Value;
@@ -69,6 +70,9 @@ fn read(listing: &Value) -> BTreeMap<String, Table> {
             "table" => drop(table.or_default()),
             "chain" if name.starts_with("v_") => table.or_default().mark = name,
             "chain" if is_rule_chain(&name) => drop(table.or_default().chains.insert(name, Vec::new())),
+            "set" if owner == "known" && LEARNED.contains(&name.as_str()) => {
+                table.or_default().sets.insert(name, Set::default());
+            }
             "set" | "map" => drop(table.or_default().sets.insert(name, set(object))),
             _ => {}
         }

@@ -12,11 +12,13 @@
 
 mod chains;
 mod gateway;
+mod known;
 mod ports;
 mod routing;
 mod shortcuts;
 mod tunnel;
 
+pub use known::{LEARNED, TABLE as KNOWN};
 pub use shortcuts::{FLOWS, TABLE as SHORTCUTS};
 pub use tunnel::is_elsewhere;
 
@@ -56,10 +58,13 @@ pub struct Powers {
     pub flowtable: bool,
     /// nft's `fwd` of what comes in by a device.
     pub shortcuts: bool,
+    /// Sets that packets fill, and hooks where packets leave.
+    pub known: bool,
 }
 
 impl Powers {
-    pub const ALL: Powers = Powers { tracking: Tracking::Bridge, flowtable: true, shortcuts: true };
+    pub const ALL: Powers =
+        Powers { tracking: Tracking::Bridge, flowtable: true, shortcuts: true, known: true };
 }
 
 /// The sections by kind.

@@ -15,7 +15,7 @@
 //! with a smaller MTU than another, and all of a router whose routes lead to addresses within its subnets.
 
 use super::gateway::Gateway;
-use super::{Powers, Sections, table};
+use super::{Powers, Sections, known, table};
 use crate::Settings;
 use crate::state::{KernelState, Link, Place, Set, Space, TUNNEL, Table};
 use base::node::Router;
@@ -32,10 +32,17 @@ pub const FLOWS: &str = "inet flows";
 pub fn take(s: &Sections, settings: &Settings, state: &mut KernelState, powers: Powers) {
     for (place, space) in &mut state.places {
         match place {
-            Place::Network(id) if powers.shortcuts => {
+            Place::Network(id) => {
                 let inner = s.networks.get(id).is_some_and(|network| !network.external);
-                let away = Some(away(space)).filter(|_| inner);
-                space.tables.extend(away.flatten().map(|table| (TABLE.to_string(), table)));
+                let away = away(space).filter(|_| inner && powers.shortcuts);
+                space.tables.extend(away.map(|table| (TABLE.to_string(), table)));
+                let known = known::flows(s, *id, space).filter(|_| inner && powers.known);
+                if let Some(table) = known {
+                    space.tables.insert(known::TABLE.to_string(), table);
+                    // It does not see each packet of a connection.
+                    let liberal = "net/netfilter/nf_conntrack_tcp_be_liberal";
+                    space.sysctls.insert(liberal.to_string(), "1".to_string());
+                }
             }
             Place::Router(id) => {
                 let Some(router) = s.routers.get(id).filter(|router| router.admin_up) else { continue };
@@ -47,17 +54,17 @@ pub fn take(s: &Sections, settings: &Settings, state: &mut KernelState, powers: 
                     space.tables.extend(flows(space).map(|table| (FLOWS.to_string(), table)));
                 }
             }
-            Place::Host | Place::Network(_) => {}
+            Place::Host => {}
         }
     }
 }
 
 /// A table that hangs on devices.
-fn on(devices: BTreeSet<String>, base: Vec<String>, sets: BTreeMap<String, Set>) -> Table {
+pub fn on(devices: BTreeSet<String>, base: Vec<String>, sets: BTreeMap<String, Set>) -> Table {
     Table { devices, ..table(base, sets) }.seal()
 }
 
-fn list<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
+pub fn list<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
     names.into_iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")
 }
 

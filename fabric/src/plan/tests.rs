@@ -132,7 +132,8 @@ fn sections() -> BTreeMap<SectionKey, Section> {
 }
 
 /// A kernel that has no more than it must.
-const LEAST: Powers = Powers { tracking: Tracking::BrNetfilter, flowtable: false, shortcuts: false };
+const LEAST: Powers =
+    Powers { tracking: Tracking::BrNetfilter, flowtable: false, shortcuts: false, known: false };
 
 fn planned(sections: BTreeMap<SectionKey, Section>, uplink: Option<&str>) -> KernelState {
     planned_with(LEAST, sections, uplink)
@@ -225,7 +226,7 @@ fn a_kernel_with_all_powers_takes_shortcuts_beside_the_same_places() {
         let tables = state.places.values().flat_map(|space| space.tables.values());
         tables.filter(|table| !table.devices.is_empty()).count()
     };
-    assert_eq!((shortcuts(&least), shortcuts(&all)), (0, 3), "the way of all rules is whole without them");
+    assert_eq!((shortcuts(&least), shortcuts(&all)), (0, 5), "the way of all rules is whole without them");
 }
 
 #[test]
@@ -249,6 +250,36 @@ fn shortcuts_follow_their_devices_and_members() {
     let state = planned_with(Powers::ALL, odd, None);
     let tables = &state.places[&Place::Router(id(4, 1))].tables;
     assert!(!tables.contains_key("netdev shisa"), "a route into a subnet takes the whole way");
+}
+
+#[test]
+fn flows_that_are_known_are_forgotten_with_any_change_of_rules() {
+    let all = planned_with(Powers::ALL, wide(), None);
+    let mut after = wide();
+    let Some(Section::Group(group)) = after.get_mut(&SectionKey::Group(id(7, 1))) else { panic!("a group") };
+    group.members.clear();
+    let steps = diff(&all, &planned_with(Powers::ALL, after, None));
+    let batches: Vec<String> = steps.iter().map(|step| step.to_string()).collect();
+    let batch =
+        batches.iter().find(|step| step.contains("delete element bridge shisa g4_")).expect("a member goes");
+    for set in LEARNED {
+        assert!(batch.contains(&format!("flush set {KNOWN} {set}")), "{set}: {batch}");
+    }
+    assert!(diff(&all, &all).is_empty(), "nothing is flushed without a change");
+}
+
+#[test]
+fn only_the_port_that_a_flow_is_for_lets_it_be_known() {
+    let all = planned_with(Powers::ALL, wide(), None);
+    let table = &all.places[&Place::Network(id(1, 1))].tables[KNOWN];
+    let learning: Vec<&String> = table.base.iter().filter(|line| line.contains(" add @in_")).collect();
+    assert!(!learning.is_empty());
+    for line in learning {
+        assert!(line.contains("ether daddr fa:16:3e:") && !line.contains('&'), "{line}");
+    }
+    let from: Vec<&String> = table.base.iter().filter(|line| line.contains("goto out")).collect();
+    assert!(from.iter().all(|line| line.contains("ether saddr ") && line.contains(" ip saddr ")), "{from:?}");
+    assert!(!from.is_empty());
 }
 
 #[test]

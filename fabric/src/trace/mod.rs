@@ -15,7 +15,7 @@ pub(crate) mod tests;
 pub use packet::Packet;
 
 use crate::Settings;
-use crate::plan::{FLOWS, Powers, SHORTCUTS, Sections, plan};
+use crate::plan::{FLOWS, KNOWN, Powers, SHORTCUTS, Sections, plan};
 use crate::state::{HOST_LEG, KernelState, Link, LinkKind, MAIN, Place, Space, TUNNEL, tap};
 use base::node::{Document, claim_id};
 use base::units::Mac;
@@ -211,6 +211,9 @@ impl World {
             let why = format!("{} has no tunnel on this node", at.place);
             return Ok((Step::End(End::Lost { why }), String::new()));
         }
+        if forwarded(space, KNOWN, packet)?.is_some() {
+            return Err(format!("{} knows a flow before its first packet", at.place));
+        }
         if let Some(device) = shortcut(space, packet)? {
             let Some((_, next)) =
                 self.station(at, network, space, packet.target_mac).filter(|(by, _)| *by == device)
@@ -387,6 +390,10 @@ fn next_hop(space: &Space, packet: &Packet) -> Option<(String, IpAddr)> {
 
 /// The device by which a packet leaves a place at once.
 fn shortcut(space: &Space, packet: &mut Packet) -> Result<Option<String>, String> {
-    let taken = space.tables.get(SHORTCUTS).map(|table| hook(table, "ingress", packet)).transpose()?;
+    forwarded(space, SHORTCUTS, packet)
+}
+
+fn forwarded(space: &Space, table: &str, packet: &mut Packet) -> Result<Option<String>, String> {
+    let taken = space.tables.get(table).map(|table| hook(table, "ingress", packet)).transpose()?;
     Ok(taken.and_then(|verdict| if let Verdict::Forward(device) = verdict { Some(device) } else { None }))
 }
