@@ -109,9 +109,11 @@ fabric-test-broken: deps-test ## that fabric-test finds what is broken on purpos
 	  echo "$${fault%:*}: $$failed"; \
 	done
 
-planes-test: deps-test ## two planes over each engine under load: switched, taken back, killed (PLANES='--engine sqlite': over one)
+planes-test: deps-test ## two planes of different builds over each engine under load: switched, taken back, killed (PLANES='--engine sqlite': over one)
+	@mkdir -p $(TARGET)/planes
+	cargo build --release -p shisa --features next-format && cp $(TARGET)/release/shisa $(TARGET)/planes/other
 	cargo test --release -p shisa --test planes --no-run
-	cargo test --release -q -p shisa --test planes -- --full $(PLANES)
+	SHISA_OTHER=$(abspath $(TARGET))/planes/other cargo test --release -q -p shisa --test planes -- --full $(PLANES)
 
 planes-test-broken: deps-test ## that planes-test finds an owner that is not fenced, and requests that are done twice
 	@trap 'cargo build -q -p shisa' EXIT; \
