@@ -9,6 +9,7 @@ use api::page::Page;
 use api::{Call, Reply, View};
 use base::{ProjectId, Result, Timestamp};
 use http::StatusCode;
+use std::cmp::Ordering;
 use std::sync::Arc;
 use store::State;
 
@@ -27,8 +28,12 @@ fn answer(app: &App, call: &Call, show: fn(&Call, &State, &Server, &mut View)) -
     found.retain(|s| {
         times.pass(s) && call.query.0.iter().all(|(name, value)| passes(call, &state, s, name, value))
     });
+    let page = Page::of(&call.query)?;
+    if page.marker.is_none() && call.query.get("sort_key").is_none() {
+        leave_first(&mut found, page.limit + 1, newest_first);
+    }
     sort(call, &mut found)?;
-    let (page, more) = Page::of(&call.query)?.cut(found, |s| s.id.to_string())?;
+    let (page, more) = page.cut(found, |s| s.id.to_string())?;
     let last = page.last().map(|s| s.id.to_string());
     Ok(Reply::written(StatusCode::OK, |body| {
         body.objects("servers", &page, |server, view| show(call, &state, server, view));
@@ -142,10 +147,22 @@ const ALIKE: [&str; 14] = [
     "auto_disk_config",
 ];
 
+fn newest_first(a: &Arc<Server>, b: &Arc<Server>) -> Ordering {
+    b.created.cmp(&a.created).then(b.id.cmp(&a.id))
+}
+
+/// Leaves the first ones, in any order: what is not shown need not be sorted.
+fn leave_first<T>(found: &mut Vec<T>, count: usize, order: impl FnMut(&T, &T) -> Ordering) {
+    if count < found.len() {
+        found.select_nth_unstable_by(count, order);
+        found.truncate(count);
+    }
+}
+
 fn sort(call: &Call, found: &mut [Arc<Server>]) -> Result<()> {
     let keys: Vec<&str> = call.query.all("sort_key").collect();
     let dirs: Vec<&str> = call.query.all("sort_dir").collect();
-    found.sort_by(|a, b| b.created.cmp(&a.created).then(b.id.cmp(&a.id)));
+    found.sort_by(newest_first);
     // The last key first, each time stably: so the first key rules.
     for (at, key) in keys.iter().enumerate().rev() {
         let down = dirs.get(at).is_none_or(|d| *d == "desc");
@@ -173,6 +190,16 @@ fn sort(call: &Call, found: &mut [Arc<Server>]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn the_first_are_left_however_they_lie() {
+        for (count, expect) in [(0, 0..0), (1, 0..1), (7, 0..7), (100, 0..100), (101, 0..100)] {
+            let mut found: Vec<u32> = (0..100).map(|n| n * 37 % 100).collect();
+            super::leave_first(&mut found, count, u32::cmp);
+            found.sort_unstable();
+            assert_eq!(found, expect.collect::<Vec<_>>());
+        }
+    }
+
     #[test]
     fn patterns_are_parts_ends_and_wholes() {
         let cases = [

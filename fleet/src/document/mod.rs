@@ -155,6 +155,8 @@ impl Documents {
                 gather = if told.elapsed() < gather { (gather * 2).min(GATHER_MAX) } else { GATHER };
                 gathering = Some(Instant::now() + gather);
             }
+            // There may be more at once, and others need this thread, too.
+            tokio::task::yield_now().await;
         }
     }
 

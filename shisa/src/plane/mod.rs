@@ -81,10 +81,13 @@ pub async fn run(directory: &Directory, args: &cli::Plane) -> Result<()> {
     let answering = services.clone();
     let answers = listen(api, move |request, _| answer(answering.clone(), request), std::future::pending());
     let controlled = control::serve(control, services.clone(), &args.name);
+    // It works long at a time when much changed: the keeper's questions do not wait for it.
+    let following = services.clone();
+    let mut following = tokio::task::JoinSet::from_iter([async move { following.follow().await }]);
     tokio::select! {
         () = answers => {}
         () = controlled => {}
-        () = services.follow() => {}
+        _ = following.join_next() => {}
         outcome = owner(&services, &sockets) => outcome?,
     }
     Err(Error::unavailable("The store lost what it had confirmed, or was closed; the log says more."))
