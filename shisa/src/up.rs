@@ -15,7 +15,7 @@ use crate::progress::{Progress, say};
 use crate::range::{self, Claim};
 use crate::rollout::Rollouts;
 use crate::state::{Directory, Ids};
-use crate::{control, demo, down, image, logging, machine};
+use crate::{control, demo, down, files, image, logging, machine};
 use base::{Error, Result};
 use fleet::door::{Door, check_authority};
 use hyper::Method;
@@ -52,6 +52,7 @@ pub async fn run(directory: &Directory, args: &Up, begin: Instant) -> Result<()>
     let scheme = if tls.is_some() { "https" } else { "http" };
     let address = format!("{scheme}://{}", reached_at(listener.local_addr()?));
     logging::start(&directory.log())?;
+    files::raise();
     let mut ids = directory.make_ids(machine)?;
     if args.store.is_some() && args.store != ids.store {
         ids.store = args.store.clone();
