@@ -23,6 +23,7 @@ use identity::user::password::hash_now;
 use ipnet::Ipv4Net;
 use node::Ending;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
@@ -218,10 +219,9 @@ impl Rising<'_> {
 }
 
 /// What a door is told.
-fn door_words(args: &Up) -> Vec<String> {
+fn door_words(args: &Up) -> Vec<OsString> {
     let said = [("--tls-cert", &args.tls.tls_cert), ("--tls-key", &args.tls.tls_key)];
-    let word =
-        |(flag, file): (&str, &Option<PathBuf>)| Some([flag.into(), file.as_ref()?.display().to_string()]);
+    let word = |(flag, file): (&str, &Option<PathBuf>)| Some([flag.into(), file.as_ref()?.into()]);
     said.into_iter().filter_map(word).flatten().collect()
 }
 
