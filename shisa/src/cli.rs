@@ -136,7 +136,7 @@ impl Tls {
 
 #[derive(Debug, Subcommand)]
 pub enum Door {
-    /// Put another binary in the front door's place; clients notice nothing, and what they asked is finished
+    /// Put another binary in the front door's place; what clients asked is finished
     Upgrade(Upgrade),
     /// Be the front door: `shisa up` starts it
     #[command(hide = true)]

@@ -10,6 +10,7 @@
 
 use crate::cli::{Door as Words, DoorRun, Upgrade};
 use crate::doors::Seen;
+use crate::files;
 use crate::logging;
 use crate::progress::say;
 use crate::state::Directory;
@@ -57,11 +58,13 @@ async fn serve(directory: &Directory, words: &DoorRun) -> Result<()> {
     let keeper = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     let (clients, near) = receive(&keeper).map_err(none)?;
     logging::start(&directory.door().join("log"))?;
+    files::raise();
     let tls = words.tls.certificates()?.map(Arc::new);
     keeper.set_nonblocking(true)?;
     let keeper = tokio::net::UnixStream::from_std(keeper)?;
     let (drain, stop) = watch::channel(None);
     let door = Door::with(Some(directory.door()));
+    tracing::info!("up to {} connections of clients at once", door.connections_max());
     let https = tls.is_some();
     let serving = async {
         let renewed = follow(tls.clone());

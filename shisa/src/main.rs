@@ -16,6 +16,7 @@ mod door;
 mod doors;
 mod down;
 mod env;
+mod files;
 mod first;
 mod http;
 mod image;

@@ -15,7 +15,7 @@ use crate::progress::{Progress, say};
 use crate::range::{self, Claim};
 use crate::rollout::Rollouts;
 use crate::state::{Directory, Ids};
-use crate::{control, demo, down, image, logging, machine};
+use crate::{control, demo, down, files, image, logging, machine};
 use base::{Error, Result};
 use fleet::door::{Door, check_authority};
 use hyper::Method;
@@ -23,6 +23,7 @@ use identity::user::password::hash_now;
 use ipnet::Ipv4Net;
 use node::Ending;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
@@ -52,6 +53,7 @@ pub async fn run(directory: &Directory, args: &Up, begin: Instant) -> Result<()>
     let scheme = if tls.is_some() { "https" } else { "http" };
     let address = format!("{scheme}://{}", reached_at(listener.local_addr()?));
     logging::start(&directory.log())?;
+    files::raise();
     let mut ids = directory.make_ids(machine)?;
     if args.store.is_some() && args.store != ids.store {
         ids.store = args.store.clone();
@@ -217,10 +219,9 @@ impl Rising<'_> {
 }
 
 /// What a door is told.
-fn door_words(args: &Up) -> Vec<String> {
+fn door_words(args: &Up) -> Vec<OsString> {
     let said = [("--tls-cert", &args.tls.tls_cert), ("--tls-key", &args.tls.tls_key)];
-    let word =
-        |(flag, file): (&str, &Option<PathBuf>)| Some([flag.into(), file.as_ref()?.display().to_string()]);
+    let word = |(flag, file): (&str, &Option<PathBuf>)| Some([flag.into(), file.as_ref()?.into()]);
     said.into_iter().filter_map(word).flatten().collect()
 }
 

@@ -13,7 +13,7 @@
 //! that it can be sent again, too (`spool`); an answer that large is carried as it comes. The door keeps no state but
 //! routes, figures, and a sample of the reads that were asked lately.
 //!
-//! Limits: `CONNECTIONS_MAX` clients, `HELD_MAX` mutations that wait, `ANSWER_MAX` for a request to find a plane that answers it.
+//! Limits: `CONNECTIONS_MAX` clients or what the files of the process allow, `HELD_MAX` mutations that wait, `ANSWER_MAX` for a request to find a plane that answers it.
 
 mod figures;
 mod listen;
@@ -78,6 +78,8 @@ struct Inner {
     sample: sample::Sample,
     /// Where large bodies are kept while they are carried; without one they are sent once.
     folder: Option<PathBuf>,
+    room: Arc<spool::Room>,
+    places: listen::Places,
 }
 
 impl Default for Door {
@@ -90,8 +92,13 @@ impl Door {
     /// `folder`: where large bodies are kept while they are carried.
     pub fn with(folder: Option<PathBuf>) -> Door {
         let routes = watch::Sender::new(Routes::default());
-        let (waiting, figures, sample) = Default::default();
-        Door { inner: Arc::new(Inner { routes, waiting, figures, sample, folder }) }
+        let (waiting, figures, sample, room, places) = Default::default();
+        Door { inner: Arc::new(Inner { routes, waiting, figures, sample, folder, room, places }) }
+    }
+
+    /// Connections of clients at once, by all listeners together.
+    pub fn connections_max(&self) -> usize {
+        self.inner.places.max
     }
 
     /// Changes who answers.

@@ -1,6 +1,6 @@
 //! The way of one request through the door.
 
-use super::spool::{Spool, State};
+use super::spool::{Room, Spool, State};
 use super::upstream::{Sent, Upstream};
 use super::{ANSWER_MAX, Door, ELSEWHERE, KEPT_BYTES_MAX, MIRROR, MUTATION};
 use bytes::{Bytes, BytesMut};
@@ -12,6 +12,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
@@ -68,7 +69,7 @@ impl Door {
         if mutation && let Ok(id) = HeaderValue::from_str(&id) {
             head.headers.insert(MUTATION, id);
         }
-        let answer = match keep(body, self.inner.folder.as_deref()).await {
+        let answer = match keep(body, self.inner.folder.as_deref(), &self.inner.room).await {
             Ok(kept) => self.carry(&head, kept, mutation, begin + ANSWER_MAX).await,
             Err(_) => fault(StatusCode::BAD_REQUEST, "The request body ended early."),
         };
@@ -161,7 +162,7 @@ async fn send(upstream: &Upstream, head: &http::request::Parts, body: Sent) -> O
 }
 
 /// Reads a body as far as it is kept.
-async fn keep(mut body: Incoming, folder: Option<&Path>) -> Result<Kept, hyper::Error> {
+async fn keep(mut body: Incoming, folder: Option<&Path>, room: &Arc<Room>) -> Result<Kept, hyper::Error> {
     let mut first = BytesMut::new();
     while first.len() <= KEPT_BYTES_MAX {
         let Some(frame) = body.frame().await else { return Ok(Kept::Whole(first.freeze())) };
@@ -169,7 +170,7 @@ async fn keep(mut body: Incoming, folder: Option<&Path>) -> Result<Kept, hyper::
             first.extend_from_slice(&data);
         }
     }
-    Ok(Kept::Large(Spool::new(first.freeze(), body, folder)))
+    Ok(Kept::Large(Spool::new(first.freeze(), body, folder, room)))
 }
 
 /// Who asks and by what name, as the plane is to see it; what the connection to the client says of itself goes.

@@ -4,10 +4,14 @@
 //! takes over, what came so far is read from there, and the rest comes from the client.
 //!
 //! ```text
-//! spooled --larger than SPOOL_MAX, or the disk has less than FREE_MIN, or cannot be written--> sent once
+//! spooled --larger than SPOOL_MAX, or the disk would have less than FREE_MIN, or cannot be written--> sent once
 //! ```
 //!
-//! Limits: `SPOOL_MAX` for one body, `FREE_MIN` that is left to the disk, `CHUNK` read at a time.
+//! An upload is granted room on the disk before it writes there, of what no other upload was granted. Each door counts
+//! for itself: one that drains beside this one is seen by what it wrote.
+//!
+//! Limits: `SPOOL_MAX` for one body, `FREE_MIN` that is left to the disk, `GRANT` ahead of what is written, `CHUNK` read at
+//! a time.
 
 use super::upstream::Sent;
 use bytes::Bytes;
@@ -18,8 +22,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex as Plain};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
@@ -27,8 +31,8 @@ use uuid::Uuid;
 pub const SPOOL_MAX: u64 = 16 << 30;
 /// Bytes that stay free where the cloud's records may be, too.
 pub const FREE_MIN: u64 = 2 << 30;
-/// The disk is asked for its room once in so many bytes.
-const ASK_EVERY: u64 = 64 << 20;
+/// An upload is granted so many bytes at a time.
+const GRANT: u64 = 16 << 20;
 /// Bytes that are read from the file at a time.
 const CHUNK: usize = 256 << 10;
 
@@ -53,26 +57,73 @@ struct Inner {
     client: Incoming,
     state: Arc<AtomicU8>,
     /// None: it is sent once.
-    file: Option<Arc<File>>,
+    file: Option<Arc<Granted>>,
     /// From the client, and not in the file yet: whoever waited for that may have gone.
     came: Option<Bytes>,
     /// How much came before that, all of it in the file while there is one.
     length: u64,
     whole: bool,
-    room: u64,
+}
+
+/// What all uploads through a door were granted of the disk, and have not written yet.
+#[derive(Default)]
+pub(super) struct Room {
+    granted: Plain<u64>,
+}
+
+/// The part of one upload; given back with it.
+struct Grant {
+    of: Arc<Room>,
+    left: u64,
+}
+
+impl Grant {
+    /// Makes sure of room for so many bytes more.
+    fn need(&mut self, bytes: u64, free: impl FnOnce() -> io::Result<u64>) -> io::Result<()> {
+        if bytes <= self.left {
+            return Ok(());
+        }
+        let more = bytes.max(GRANT);
+        let mut granted = self.of.granted.lock().expect("no holder panics");
+        if free()? < FREE_MIN + *granted + more {
+            return Err(io::Error::other(format!("the disk would have less than {FREE_MIN} bytes")));
+        }
+        *granted += more;
+        self.left += more;
+        Ok(())
+    }
+
+    /// So many bytes are on the disk now.
+    fn spend(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.left);
+        self.left -= bytes;
+        *self.of.granted.lock().expect("no holder panics") -= bytes;
+    }
+}
+
+impl Drop for Grant {
+    fn drop(&mut self) {
+        self.spend(self.left);
+    }
+}
+
+/// The file of one upload, and the room that it may still take.
+struct Granted {
+    file: File,
+    grant: Plain<Grant>,
 }
 
 impl Spool {
     /// `first` is what was read of the body already. Without a folder it is sent once.
-    pub fn new(first: Bytes, client: Incoming, folder: Option<&Path>) -> Spool {
+    pub fn new(first: Bytes, client: Incoming, folder: Option<&Path>, room: &Arc<Room>) -> Spool {
         let file = folder.and_then(|folder| {
-            let file = nameless(folder);
+            let file = Granted::new(folder, room);
             file.map_err(|e| tracing::warn!("an upload cannot be kept in {}: {e}", folder.display())).ok()
         });
         let (file, came) = (file.map(Arc::new), Some(first));
         let state = if file.is_some() { State::Kept } else { State::Once };
         let state = Arc::new(AtomicU8::new(state as u8));
-        let inner = Inner { client, state: state.clone(), file, came, length: 0, whole: false, room: 0 };
+        let inner = Inner { client, state: state.clone(), file, came, length: 0, whole: false };
         Spool { inner: Arc::new(Mutex::new(inner)), state }
     }
 
@@ -104,7 +155,7 @@ impl Inner {
             if at < self.length {
                 let file = self.file.clone().ok_or("what came before is not kept")?;
                 let length = CHUNK.min((self.length - at) as usize);
-                return Ok(Some(tokio::task::spawn_blocking(move || read(&file, at, length)).await??));
+                return Ok(Some(tokio::task::spawn_blocking(move || file.read(at, length)).await??));
             }
             if let Some(bytes) = self.came.clone() {
                 self.keep(&bytes).await;
@@ -129,17 +180,42 @@ impl Inner {
     /// Writes to the file, or gives it up.
     async fn keep(&mut self, bytes: &Bytes) {
         let Some(file) = self.file.clone() else { return };
-        let (bytes, at, asks) = (bytes.clone(), self.length, self.length >= self.room);
-        let kept = tokio::task::spawn_blocking(move || write(&file, at, &bytes, asks)).await;
-        match kept.unwrap_or_else(|e| Err(io::Error::other(e))) {
-            Ok(()) if asks => self.room = self.length + ASK_EVERY,
-            Ok(()) => {}
-            Err(error) => {
-                tracing::warn!("an upload is sent once, after {} bytes: {error}", self.length);
-                self.file = None;
-                self.state.store(State::Once as u8, Ordering::SeqCst);
-            }
+        let (bytes, at) = (bytes.clone(), self.length);
+        let kept = tokio::task::spawn_blocking(move || file.write(at, &bytes)).await;
+        if let Err(error) = kept.unwrap_or_else(|e| Err(io::Error::other(e))) {
+            tracing::warn!("an upload is sent once, after {} bytes: {error}", self.length);
+            self.file = None;
+            self.state.store(State::Once as u8, Ordering::SeqCst);
         }
+    }
+}
+
+impl Granted {
+    fn new(folder: &Path, room: &Arc<Room>) -> io::Result<Granted> {
+        let grant = Grant { of: room.clone(), left: 0 };
+        Ok(Granted { file: nameless(folder)?, grant: Plain::new(grant) })
+    }
+
+    /// May be done twice: whoever waited for the first time has gone.
+    fn write(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        let length = bytes.len() as u64;
+        if at + length > SPOOL_MAX {
+            return Err(io::Error::other(format!("it is larger than {SPOOL_MAX} bytes")));
+        }
+        let mut grant = self.grant.lock().expect("no holder panics");
+        grant.need(length, || {
+            let disk = rustix::fs::fstatvfs(&self.file)?;
+            Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+        })?;
+        self.file.write_all_at(bytes, at)?;
+        grant.spend(length);
+        Ok(())
+    }
+
+    fn read(&self, at: u64, length: usize) -> io::Result<Bytes> {
+        let mut bytes = vec![0; length];
+        self.file.read_exact_at(&mut bytes, at)?;
+        Ok(bytes.into())
     }
 }
 
@@ -150,21 +226,32 @@ fn nameless(folder: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-fn write(file: &File, at: u64, bytes: &[u8], asks: bool) -> io::Result<()> {
-    if at + bytes.len() as u64 > SPOOL_MAX {
-        return Err(io::Error::other(format!("it is larger than {SPOOL_MAX} bytes")));
-    }
-    if asks {
-        let disk = rustix::fs::fstatvfs(file)?;
-        if disk.f_bavail.saturating_mul(disk.f_frsize) < FREE_MIN + ASK_EVERY {
-            return Err(io::Error::other(format!("the disk has less than {FREE_MIN} bytes")));
-        }
-    }
-    file.write_all_at(bytes, at)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn read(file: &File, at: u64, length: usize) -> io::Result<Bytes> {
-    let mut bytes = vec![0; length];
-    file.read_exact_at(&mut bytes, at)?;
-    Ok(bytes.into())
+    #[test]
+    fn what_one_upload_was_granted_another_is_not() {
+        let room = Arc::new(Room::default());
+        let upload = || Grant { of: room.clone(), left: 0 };
+        let [mut a, mut b, mut c] = [upload(), upload(), upload()];
+        // Room for two grants.
+        let mut free = FREE_MIN + 2 * GRANT + GRANT / 2;
+        a.need(1, || Ok(free)).unwrap();
+        b.need(GRANT, || Ok(free)).unwrap();
+        assert!(c.need(1, || Ok(free)).unwrap_err().to_string().contains("the disk would have less than"));
+        a.need(GRANT, || panic!("it was granted before")).unwrap();
+        // What is written is not free any more, and not to be written any more.
+        a.spend(GRANT);
+        free -= GRANT;
+        assert!(a.need(1, || Ok(free)).is_err() && c.need(1, || Ok(free)).is_err());
+        // An upload that ends gives back what it did not use.
+        b.spend(1);
+        free -= 1;
+        drop(b);
+        c.need(GRANT + 1, || Ok(free)).unwrap();
+        assert!(a.need(1, || Ok(free)).is_err());
+        drop((a, c));
+        assert_eq!(*room.granted.lock().unwrap(), 0);
+    }
 }

@@ -30,6 +30,8 @@ pub struct Certificates {
     chain: PathBuf,
     key: PathBuf,
     config: Mutex<Arc<ServerConfig>>,
+    /// What was in the files when they were looked at last; none while they cannot be read.
+    seen: Mutex<Option<Pair>>,
 }
 
 /// The bytes of both files.
@@ -44,8 +46,9 @@ impl Certificates {
     ///
     /// Errors: `Invalid` with what is wrong with the files.
     pub fn open(chain: &Path, key: &Path) -> Result<Certificates> {
-        let config = Pair::read(chain, key)?.config(chain, key)?;
-        Ok(Certificates { chain: chain.into(), key: key.into(), config: Mutex::new(config) })
+        let pair = Pair::read(chain, key)?;
+        let (config, seen) = (Mutex::new(pair.config(chain, key)?), Mutex::new(Some(pair)));
+        Ok(Certificates { chain: chain.into(), key: key.into(), config, seen })
     }
 
     /// What the next connection is to be served by.
@@ -53,17 +56,17 @@ impl Certificates {
         self.config.lock().expect("no holder panics").clone()
     }
 
-    /// Follows the files until it is dropped.
+    /// Follows the files, from what they were when they were opened, until it is dropped.
     pub async fn follow(&self) {
-        let mut seen = Pair::read(&self.chain, &self.key).ok();
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            self.look(&mut seen);
+            self.look();
         }
     }
 
     /// Takes the pair in the files when it is another one than was seen last.
-    fn look(&self, seen: &mut Option<Pair>) {
+    fn look(&self) {
+        let mut seen = self.seen.lock().expect("no holder panics");
         let read = Pair::read(&self.chain, &self.key);
         let now = read.as_ref().ok().cloned();
         if now == *seen {
@@ -154,25 +157,27 @@ mod tests {
         write(&chain, &chain_a).unwrap();
         write(&key, &key_a).unwrap();
         let served = Certificates::open(&chain, &key).unwrap();
-        let mut seen = Pair::read(&chain, &key).ok();
         let mut config = served.config();
         let mut changed = |because: &str, change: bool| {
-            served.look(&mut seen);
+            served.look();
             let now = served.config();
             assert_eq!(!Arc::ptr_eq(&config, &now), change, "{because}");
             config = now;
         };
-        changed("nothing happened", false);
         write(&chain, &chain_b).unwrap();
+        write(&key, &key_b).unwrap();
+        changed("renewed before anybody looked", true);
+        changed("nothing happened", false);
+        write(&chain, &chain_a).unwrap();
         changed("a certificate without its key", false);
         changed("the same", false);
-        write(&key, &key_b).unwrap();
+        write(&key, &key_a).unwrap();
         changed("the whole pair", true);
-        write(&chain, &chain_a[..chain_a.len() / 2]).unwrap();
+        write(&chain, &chain_b[..chain_b.len() / 2]).unwrap();
         changed("half a file", false);
         std::fs::remove_file(&chain).unwrap();
         changed("no file", false);
-        write(&chain, &chain_b).unwrap();
+        write(&chain, &chain_a).unwrap();
         changed("the pair is there again", true);
     }
 

@@ -240,6 +240,29 @@ async fn tell(to: &mut OwnedWriteHalf, what: &impl Serialize) -> Result<()> {
 /// What another version says that this one does not know is passed over.
 fn parse<T: DeserializeOwned>(line: &str) -> Option<T> {
     let parsed = serde_json::from_str(line);
-    // Without the line: it may hold tokens.
-    parsed.map_err(|e| tracing::warn!("a word between door and keeper is not understood: {e}")).ok()
+    let warn = |e| tracing::warn!("a word between door and keeper is not understood: {}", place(&e));
+    parsed.map_err(warn).ok()
+}
+
+/// What is wrong with a line, and where, without a word of it: it may hold tokens.
+fn place(error: &serde_json::Error) -> String {
+    let category = format!("{:?}", error.classify()).to_lowercase();
+    format!("{category} at line {} column {}", error.line(), error.column())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_understood_is_not_quoted() {
+        let check = |line: &str, quotes: bool, expect: &str| {
+            let error = serde_json::from_str::<FromDoor>(line).err().unwrap();
+            assert_eq!(error.to_string().contains("secret"), quotes, "{error}");
+            assert_eq!(place(&error), expect);
+        };
+        check(r#"{"secret": 1}"#, true, "data at line 1 column 9");
+        check(r#"{"reads": "secret"}"#, true, "data at line 1 column 18");
+        check(r#"{"secret"#, false, "eof at line 1 column 8");
+    }
 }

@@ -20,6 +20,7 @@ pub mod services;
 pub use control::{First, SORTED, Word};
 
 use crate::cli;
+use crate::files;
 use crate::logging;
 use crate::planes::STORE;
 use crate::state::Directory;
@@ -69,6 +70,7 @@ pub async fn run(directory: &Directory, args: &cli::Plane) -> Result<()> {
     end_with_parent();
     let sockets = Sockets::of(directory, &args.name);
     logging::start(&sockets.folder.join("log"))?;
+    files::raise();
     let policy = args.policy.as_deref().map(crate::up::policy).transpose()?.unwrap_or_default();
     // Loading may take long, and nothing else is to be done meanwhile.
     let none = |e| Error::invalid("a plane is started by `shisa up`").because(e);

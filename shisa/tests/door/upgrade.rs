@@ -15,6 +15,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 const UPGRADES: usize = 3;
+/// Doors that drain, at most.
+const DRAINING_MAX: usize = 4;
 /// The old door closes quiet connections after five seconds.
 const DRAINED_MAX: Duration = Duration::from_secs(30);
 
@@ -106,6 +108,31 @@ fn client(n: usize, authority: &str, token: &str, stop: &AtomicBool) -> (usize, 
     (count, failed)
 }
 
+/// An upload that is not at its end, and its path.
+fn slow_upload(cloud: &Cloud, token: &str) -> (Kept<TcpStream>, String) {
+    let image = json!({"name": "slow", "disk_format": "raw", "container_format": "bare"});
+    let (status, _, image) = cloud.call("POST", "/image/v2/images", token, image);
+    assert_eq!(status, 201, "{image}");
+    let mut upload = open(cloud);
+    let path = format!("/image/v2/images/{}/file", image["id"].as_str().unwrap());
+    write!(
+        upload.0,
+        "PUT {path} HTTP/1.1\r\nhost: cloud.example\r\nx-auth-token: {token}\r\n\
+         content-type: application/octet-stream\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n"
+    )
+    .unwrap();
+    (upload, path)
+}
+
+/// Errors: what it said.
+fn upgrade(state: &Path, binary: &str) -> Result<(), String> {
+    let output = run(state, &["door", "upgrade", "--binary", binary]);
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    }
+}
+
 /// A program that is no door.
 fn script(state: &State, name: &str, text: &str) -> String {
     let path = state._dir.path().join(name);
@@ -123,22 +150,10 @@ fn no_request_fails_while_the_door_is_replaced() {
     let load = Load::start(&cloud, &token);
 
     // Begun at the first door, and still on its way when that has been replaced.
-    let image = json!({"name": "slow", "disk_format": "raw", "container_format": "bare"});
-    let (status, _, image) = cloud.call("POST", "/image/v2/images", &token, image);
-    assert_eq!(status, 201, "{image}");
-    let mut upload = open(&cloud);
-    let path = format!("/image/v2/images/{}/file", image["id"].as_str().unwrap());
-    write!(
-        upload.0,
-        "PUT {path} HTTP/1.1\r\nhost: cloud.example\r\nx-auth-token: {token}\r\n\
-         content-type: application/octet-stream\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n"
-    )
-    .unwrap();
-
-    let upgrade = |binary: &str| run(&state.path, &["door", "upgrade", "--binary", binary]);
+    let (mut upload, path) = slow_upload(&cloud, &token);
+    let upgrade = |binary: &str| upgrade(&state.path, binary);
     for _ in 0..UPGRADES {
-        let output = upgrade(env!("CARGO_BIN_EXE_shisa"));
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        upgrade(env!("CARGO_BIN_EXE_shisa")).unwrap();
     }
     let last = serving(&state.path).unwrap();
     assert!(last != first && doors(&state.path).contains(&(first, true)), "{:?}", doors(&state.path));
@@ -148,12 +163,8 @@ fn no_request_fails_while_the_door_is_replaced() {
         (script(&state, "is-none", "exec sleep 0.3"), "it ended"),
     ];
     for (binary, why) in &broken {
-        let output = upgrade(binary);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(
-            !output.status.success() && said.contains("the door stays as it is") && said.contains(why),
-            "{said}"
-        );
+        let said = upgrade(binary).unwrap_err();
+        assert!(said.contains("the door stays as it is") && said.contains(why), "{said}");
         assert_eq!(serving(&state.path), Some(last));
     }
     let (count, failed) = load.stop();
@@ -175,6 +186,35 @@ fn no_request_fails_while_the_door_is_replaced() {
         text.lines().find_map(|line| line.strip_prefix("door: ")?.split(' ').next()?.parse::<usize>().ok());
     assert!(told.unwrap() > count && text.contains(" 0 failed"), "{count} asked: {text}");
     assert!(cloud.stop().contains("stopped"));
+}
+
+#[test]
+fn doors_that_drain_are_few_and_end_with_the_cloud() {
+    let state = state();
+    let cloud = Cloud::up(&state.path);
+    let token = cloud.token(&state.path);
+    let drains = |_| {
+        let (upload, _) = slow_upload(&cloud, &token);
+        upgrade(&state.path, env!("CARGO_BIN_EXE_shisa")).unwrap();
+        upload
+    };
+    let uploads: Vec<_> = (0..DRAINING_MAX).map(drains).collect();
+    let all = doors(&state.path);
+    let said = upgrade(&state.path, env!("CARGO_BIN_EXE_shisa")).unwrap_err();
+    assert!(said.contains("4 doors before it still finish what they were asked"), "{said}");
+    assert!(doors(&state.path) == all && all.len() == DRAINING_MAX + 1, "{all:?}");
+
+    assert!(cloud.stop().contains("stopped"));
+    // Each cut its own upload off, though the way that it drained by gave that an hour.
+    let log = |file: &str| std::fs::read_to_string(state.path.join(file)).unwrap();
+    assert!(!log("log").contains("it is killed"), "{}", log("log"));
+    assert_eq!(
+        log("door/log").matches("1 connections are cut off").count(),
+        DRAINING_MAX,
+        "{}",
+        log("door/log")
+    );
+    drop(uploads);
 }
 
 #[test]
