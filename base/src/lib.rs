@@ -5,6 +5,7 @@
 
 pub mod context;
 pub mod error;
+pub mod fnv;
 pub mod id;
 pub mod join;
 pub mod node;

@@ -7,12 +7,15 @@
 //! are sets that may be large: a patch carries what came and what went (`Elements`), and a copy of one is cheap.
 //!
 //! Planes of a cell tell one line of generations: a node that comes from another plane is told what was touched since, and
-//! compares the sum of its document afterwards (`Document::sum`); one that is another's asks for the whole.
+//! compares the sum of its document afterwards (`Document::sum`); one that is another's asks for the whole. A field that
+//! is added to a section is not written while it has its default (`skip_serializing_if`): nodes of an older build, which
+//! do not know it, then have the same sums.
 //!
 //! A node is known to others by its underlay address (`vtep`), so a section says the same to all of them.
 //!
 //! Limits: `DOCUMENT_WAIT_MAX` for one long poll.
 
+use crate::fnv::{Fnv, fnv};
 use crate::units::Mac;
 use imbl::ordmap::DiffItem;
 use imbl::ordset::DiffItem as SetDiffItem;
@@ -206,7 +209,7 @@ impl Document {
         self.generation = patch.generation;
     }
 
-    /// Of the sections, in whatever order: equal documents have equal sums on every build and machine.
+    /// Of the sections, in whatever order: equal documents have equal sums.
     pub fn sum(&self) -> u64 {
         self.sections.iter().fold(0, |sum, (key, section)| sum.wrapping_add(section.sum(key)))
     }
@@ -278,7 +281,7 @@ pub enum Section {
 }
 
 impl Section {
-    /// A hash of the section under its key, the same on every build and machine.
+    /// A hash of the section under its key, the same on every machine and build that knows its fields.
     pub fn sum(&self, key: &SectionKey) -> u64 {
         let mut hash = Fnv::default();
         hash.text(&String::from(key.clone()));
@@ -287,53 +290,21 @@ impl Section {
             Section::Members(members) => members.ports.iter().for_each(|(id, m)| {
                 hash.bytes(id.as_bytes());
                 hash.bytes(&m.mac.0);
-                m.addresses.iter().chain(&m.vtep).for_each(|address| hash.address(*address));
+                m.addresses.iter().chain(&m.vtep).for_each(|a| address(&mut hash, *a));
                 hash.bytes(&[u8::from(m.vtep.is_some())]);
                 hash.text(&m.name);
             }),
-            Section::Group(group) => group.members.iter().for_each(|address| hash.address(*address)),
+            Section::Group(group) => group.members.iter().for_each(|a| address(&mut hash, *a)),
             other => serde_json::to_writer(&mut hash, other).expect("sections are plain data"),
         }
-        hash.0
+        hash.hash()
     }
 }
 
-/// FNV-1a, the same on every build and machine.
-struct Fnv(u64);
-
-impl Default for Fnv {
-    fn default() -> Fnv {
-        Fnv(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Fnv {
-    fn bytes(&mut self, bytes: &[u8]) {
-        self.0 = bytes.iter().fold(self.0, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3));
-    }
-
-    /// With its end, so that what follows is not taken for a part of it.
-    fn text(&mut self, text: &str) {
-        self.bytes(text.as_bytes());
-        self.bytes(&[0xff]);
-    }
-
-    fn address(&mut self, address: IpAddr) {
-        match address {
-            IpAddr::V4(a) => self.bytes(&a.octets()),
-            IpAddr::V6(a) => self.bytes(&a.octets()),
-        }
-    }
-}
-
-impl std::io::Write for Fnv {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.bytes(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
+fn address(hash: &mut Fnv, address: IpAddr) {
+    match address {
+        IpAddr::V4(a) => hash.bytes(&a.octets()),
+        IpAddr::V6(a) => hash.bytes(&a.octets()),
     }
 }
 
@@ -564,19 +535,13 @@ pub fn leg_mac(port: Uuid, mac: Mac, owner: Option<IpAddr>, vtep: IpAddr) -> Mac
     if owner == Some(vtep) {
         return mac;
     }
-    let hash = fnv(&format!("{port} {vtep}")).to_be_bytes();
+    let hash = fnv(format!("{port} {vtep}").as_bytes()).to_be_bytes();
     Mac([0x02, hash[1], hash[2], hash[3], hash[4], hash[5]])
 }
 
 /// The key of a node's leg among the members of the external network.
 pub fn leg_id(port: Uuid, vtep: IpAddr) -> Uuid {
-    Uuid::from_u64_pair(fnv(&format!("{port} {vtep}")), fnv(&format!("{vtep} {port}")))
-}
-
-fn fnv(text: &str) -> u64 {
-    let mut hash = Fnv::default();
-    hash.bytes(text.as_bytes());
-    hash.0
+    Uuid::from_u64_pair(fnv(format!("{port} {vtep}").as_bytes()), fnv(format!("{vtep} {port}").as_bytes()))
 }
 
 /// One node's part of a router's source addresses: a block of ports of an address that nodes share, or an address of
@@ -645,7 +610,7 @@ pub enum Remote {
 impl RuleSet {
     /// Over the text of the rules: the same on every build and machine.
     pub fn hash(&self) -> u64 {
-        fnv(&serde_json::to_string(self).expect("rules are plain data"))
+        fnv(serde_json::to_string(self).expect("rules are plain data").as_bytes())
     }
 }
 
@@ -740,7 +705,7 @@ pub struct PortReport {
 
 /// The key of a port with a MAC of its pairs among the members of its network: with each it is a member of its own.
 pub fn claim_id(port: Uuid, mac: Mac) -> Uuid {
-    Uuid::from_u64_pair(fnv(&format!("{port} {mac}")), fnv(&format!("{mac} {port}")))
+    Uuid::from_u64_pair(fnv(format!("{port} {mac}").as_bytes()), fnv(format!("{mac} {port}").as_bytes()))
 }
 
 /// What a node is, told when it joins and when it changes.

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -28,6 +28,8 @@ const NODES_USUAL: usize = 10_000;
 const ONE_BY_ONE: usize = 200;
 /// Changes of a set that every node holds.
 const SHARED: usize = 20;
+/// What nodes saw and nobody has looked at yet.
+const SEEN_MAX: usize = 1 << 16;
 const PAUSE: Duration = Duration::from_millis(700);
 const WAIT_MAX: Duration = Duration::from_secs(120);
 
@@ -66,7 +68,7 @@ async fn run(cloud: &Cloud, state: &Path, count: usize) -> Result<()> {
     let plane = plane_of(cloud)?;
     println!("plane without nodes: {:.0} MiB", process::memory(plane)?);
     let begin = Instant::now();
-    let (told, mut seen) = unbounded_channel();
+    let (told, mut seen) = channel(SEEN_MAX);
     let socket = state.join("planes/blue/nodes");
     (0..count).for_each(|n| start(n, socket.clone(), told.clone()));
     let all = all_of(&mut seen, count, |what| matches!(what, What::Epoch(_))).await?;
@@ -124,7 +126,7 @@ async fn run(cloud: &Cloud, state: &Path, count: usize) -> Result<()> {
 }
 
 /// A node, and one that watches what it acts on.
-fn start(n: usize, socket: PathBuf, told: UnboundedSender<Seen>) {
+fn start(n: usize, socket: PathBuf, told: Sender<Seen>) {
     let settings = Settings {
         name: format!("n{n:05}"),
         id: Uuid::from_u128(0x5150_0000 + n as u128),
@@ -153,7 +155,7 @@ fn start(n: usize, socket: PathBuf, told: UnboundedSender<Seen>) {
             let (at, now) = (Instant::now(), documents.borrow_and_update().clone());
             for what in differences(&before, &now) {
                 // Nobody may be listening any more.
-                let _ = told.send(Seen { at, node: n, what });
+                let _ = told.send(Seen { at, node: n, what }).await;
             }
             before = now;
         }
@@ -186,7 +188,7 @@ fn differences(before: &Document, now: &Document) -> Vec<What> {
 
 /// When each of `count` nodes first saw it.
 async fn all_of(
-    seen: &mut UnboundedReceiver<Seen>,
+    seen: &mut Receiver<Seen>,
     count: usize,
     wanted: impl Fn(&What) -> bool,
 ) -> Result<Vec<Instant>> {
@@ -204,7 +206,7 @@ async fn all_of(
 
 /// When `count` of it were seen, by whichever nodes.
 async fn some_of(
-    seen: &mut UnboundedReceiver<Seen>,
+    seen: &mut Receiver<Seen>,
     count: usize,
     wanted: impl Fn(&What) -> bool,
 ) -> Result<Vec<Instant>> {
@@ -220,7 +222,7 @@ async fn some_of(
 }
 
 /// Until nothing was seen for a while.
-async fn settle(seen: &mut UnboundedReceiver<Seen>) {
+async fn settle(seen: &mut Receiver<Seen>) {
     while timeout(2 * PAUSE, seen.recv()).await.is_ok_and(|seen| seen.is_some()) {}
 }
 

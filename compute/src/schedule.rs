@@ -7,6 +7,7 @@
 //! Deliberately absent so far: cached feasibility by request shape, traits, aggregates.
 
 use crate::server::Server;
+use base::fnv::fnv;
 use base::{Error, Result};
 use fleet::Node;
 use std::any::Any;
@@ -58,7 +59,7 @@ impl Hosts {
         }
         let (name, at): (Arc<str>, _) = (name.into(), self.names.len());
         self.index.insert(name.clone(), at);
-        self.hashes.push(name_hash(&name));
+        self.hashes.push(fnv(name.as_bytes()));
         self.names.push(name);
         self.zones.push("".into());
         self.open.push(false);
@@ -118,11 +119,6 @@ impl Hosts {
         let best = (0..self.names.len()).filter(|at| self.fits(*at, request)).max_by_key(|at| score(*at))?;
         Some(self.names[best].clone())
     }
-}
-
-/// FNV-1a: the same on every build and machine.
-fn name_hash(name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 impl Derived for Hosts {

@@ -88,9 +88,12 @@ impl Fleet {
         Fleet { inner: Arc::new(inner) }
     }
 
-    /// Keeps the documents of all nodes up with the log, for ever.
+    /// Keeps the documents of all nodes up with the log, until it ends.
     pub async fn follow(&self) {
-        tokio::join!(self.inner.documents.follow(), self.keep_documents());
+        tokio::select! {
+            () = self.inner.documents.follow() => {}
+            () = self.keep_documents() => {}
+        }
     }
 
     /// A node may come from another plane at any time, and is told what changed only where its document is there.
@@ -103,6 +106,7 @@ impl Fleet {
                     tokio::task::yield_now().await;
                 }
             }
+            self.inner.documents.forget(|name| node::named(&state, name).is_none());
             drop(state);
             tokio::time::sleep(KEEP_EVERY).await;
         }

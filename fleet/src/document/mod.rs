@@ -181,9 +181,7 @@ impl Documents {
             inner.put_all(key, &mut Shared::new(section));
         }
         for (key, elements) in touched.elements.into_iter().filter(|(key, _)| !touched.keys.contains(key)) {
-            if let Some(mut shared) = inner.set(&key).and_then(|set| Shared::by(set, elements)) {
-                inner.put_all(&key, &mut shared);
-            }
+            inner.put_elements(&key, elements);
         }
     }
 
@@ -245,13 +243,23 @@ impl Documents {
     /// Builds the document of a node that nobody asked for yet, so that it is there when a node comes from another
     /// plane. Returns whether it was missing.
     pub fn keep(&self, name: &str) -> bool {
-        let mut inner = self.inner();
+        self.keep_in(&mut self.inner(), name)
+    }
+
+    fn keep_in(&self, inner: &mut Inner, name: &str) -> bool {
         let missing = !inner.nodes.contains_key(name);
         if missing {
             let state = inner.state.clone();
-            self.build(&mut inner, &state, name, Arc::default());
+            self.build(inner, &state, name, Arc::default());
         }
         missing
+    }
+
+    /// Drops the documents of nodes that are gone. One that asks all the same has another built.
+    pub fn forget(&self, gone: impl Fn(&str) -> bool) {
+        let mut inner = self.inner();
+        let names: Vec<String> = inner.nodes.keys().filter(|name| gone(name)).cloned().collect();
+        names.iter().for_each(|name| inner.forget(name));
     }
 
     /// What a node is told at a state, from scratch; nothing is remembered of it.
@@ -261,6 +269,22 @@ impl Documents {
             keys.filter_map(|key| Some((key.clone(), Section::clone(&*self.render(state, name, &key)?))));
         let generation = Generation { epoch: state.epoch(), revision: state.revision() };
         Document { generation, sections: sections.collect() }
+    }
+
+    /// What a node is to be told now, if anything, and what wakes it.
+    fn due(&self, name: &str, known: Known, epoch: u64) -> (Option<Patch>, Arc<Notify>) {
+        let mut inner = self.inner();
+        self.keep_in(&mut inner, name);
+        let (kept, after) = (&inner.nodes[name], known.generation);
+        let patch = if after.epoch != epoch {
+            let at = Generation { epoch, revision: inner.at };
+            Some(kept.across(&inner.sets, known, inner.line.has(after), at))
+        } else if kept.is_waited_for(after.revision) {
+            None
+        } else {
+            kept.since(&inner.sets, after.revision, epoch)
+        };
+        (patch, kept.wake.clone())
     }
 
     /// What changed since what is `known`, when something has, or after `wait`. `epoch`: that the cell is owned under.
@@ -274,9 +298,8 @@ impl Documents {
             let _ =
                 tokio::time::timeout_at(deadline, self.followed.subscribe().wait_for(|at| *at >= now)).await;
         }
-        self.keep(name);
         loop {
-            let (patch, wake) = self.inner().due(name, known, epoch);
+            let (patch, wake) = self.due(name, known, epoch);
             if let Some(patch) = patch {
                 return patch;
             }
@@ -284,7 +307,7 @@ impl Documents {
             tokio::pin!(woken);
             woken.as_mut().enable();
             // What changed between the look and the ear is seen by looking once more.
-            if let (Some(patch), _) = self.inner().due(name, known, epoch) {
+            if let (Some(patch), _) = self.due(name, known, epoch) {
                 return patch;
             }
             if tokio::time::timeout_at(deadline, woken).await.is_err() {
@@ -308,14 +331,14 @@ impl Shared {
         Shared { section, steps: Vec::new() }
     }
 
-    /// A set that differs by elements; nothing where they make no difference.
-    fn by(before: Arc<Section>, mut elements: Elements) -> Option<Shared> {
+    /// A set that differs by elements, if they make a difference.
+    fn by(before: Arc<Section>, mut elements: Elements) -> Shared {
         elements.retain_new(&before);
         let mut after = Section::clone(&before);
         elements.apply(&mut after);
         match Step::by(elements, &after) {
-            Step::Same => None,
-            step => Some(Shared { section: Some(Arc::new(after)), steps: vec![(before, step)] }),
+            Step::Same => Shared { section: Some(before.clone()), steps: vec![(before, Step::Same)] },
+            step => Shared { section: Some(Arc::new(after)), steps: vec![(before, step)] },
         }
     }
 
@@ -342,20 +365,37 @@ impl Inner {
         self.nodes.get(holder)?.sections.get(key).cloned()
     }
 
-    fn put_all(&mut self, key: &SectionKey, shared: &mut Shared) {
-        let holders: Vec<String> = self.holders.get(key).into_iter().flatten().cloned().collect();
-        if let Some(first) = holders.first()
-            && is_set(key)
-        {
-            let step = shared.step(self.nodes.get(first).and_then(|kept| kept.sections.get(key)));
-            match step {
-                Step::Same => {}
-                Step::By(elements) => {
-                    self.sets.entry(key.clone()).or_insert(Deltas::from(self.at)).add(self.at, elements)
-                }
-                Step::Whole => _ = self.sets.insert(key.clone(), Deltas::from(self.at)),
+    /// What a log entry made of a set. All of it is remembered: a node from another plane may have what came and went
+    /// between two of our revisions.
+    fn put_elements(&mut self, key: &SectionKey, elements: Elements) {
+        let Some(before) = self.set(key).filter(|_| !elements.is_empty()) else { return };
+        let mut shared = Shared::by(before.clone(), elements.clone());
+        let at = self.at;
+        match shared.step(Some(&before)) {
+            Step::Whole => _ = self.sets.insert(key.clone(), Deltas::from(at)),
+            Step::Same | Step::By(_) => {
+                self.sets.entry(key.clone()).or_insert(Deltas::from(at)).add(at, Arc::new(elements));
             }
         }
+        self.put_to_holders(key, &mut shared);
+    }
+
+    /// A section that was rendered again.
+    fn put_all(&mut self, key: &SectionKey, shared: &mut Shared) {
+        let first = self.holders.get(key).and_then(BTreeSet::first);
+        let before = first.and_then(|host| self.nodes.get(host)?.sections.get(key));
+        match shared.step(before) {
+            Step::By(elements) if is_set(key) => {
+                self.sets.entry(key.clone()).or_insert(Deltas::from(self.at)).add(self.at, elements)
+            }
+            Step::Whole if is_set(key) => _ = self.sets.insert(key.clone(), Deltas::from(self.at)),
+            Step::Same | Step::By(_) | Step::Whole => {}
+        }
+        self.put_to_holders(key, shared);
+    }
+
+    fn put_to_holders(&mut self, key: &SectionKey, shared: &mut Shared) {
+        let holders: Vec<String> = self.holders.get(key).into_iter().flatten().cloned().collect();
         holders.iter().for_each(|host| self.put(host, key, shared));
     }
 
@@ -369,20 +409,30 @@ impl Inner {
         } else {
             self.gathered.insert(host.into());
         }
-        let holders = self.holders.entry(key.clone()).or_default();
         match shared.section {
             Some(_) => {
-                holders.insert(host.into());
+                self.holders.entry(key.clone()).or_default().insert(host.into());
                 if is_set(key) {
                     self.sets.entry(key.clone()).or_insert(Deltas::from(at));
                 }
             }
-            None => _ = holders.remove(host),
+            None => self.let_go(host, key),
         }
+    }
+
+    fn let_go(&mut self, host: &str, key: &SectionKey) {
+        let Some(holders) = self.holders.get_mut(key) else { return };
+        holders.remove(host);
         if holders.is_empty() {
             self.holders.remove(key);
             self.sets.remove(key);
         }
+    }
+
+    fn forget(&mut self, host: &str) {
+        let Some(kept) = self.nodes.remove(host) else { return };
+        kept.sections.keys().for_each(|key| self.let_go(host, key));
+        kept.wake.notify_waiters();
     }
 
     fn tell_gathered(&mut self) {
@@ -391,24 +441,5 @@ impl Inner {
                 kept.tell();
             }
         }
-    }
-
-    /// What a node is to be told now, if anything, and what wakes it.
-    fn due(&self, name: &str, known: Known, epoch: u64) -> (Option<Patch>, Arc<Notify>) {
-        let kept = &self.nodes[name];
-        let after = known.generation;
-        let patch = if after.epoch != epoch {
-            Some(kept.across(
-                &self.sets,
-                known,
-                self.line.has(after),
-                Generation { epoch, revision: self.at },
-            ))
-        } else if kept.is_waited_for(after.revision) {
-            None
-        } else {
-            kept.since(&self.sets, after.revision, epoch)
-        };
-        (patch, kept.wake.clone())
     }
 }

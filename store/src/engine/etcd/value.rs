@@ -50,8 +50,7 @@ impl Keys {
 
 /// The part that a record's image is in: FNV-1a, which never changes.
 fn part(key: &str) -> u8 {
-    let hash = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
-    let hash = key.as_bytes().iter().fold(0xcbf2_9ce4_8422_2325, hash);
+    let hash = base::fnv::fnv(key.as_bytes());
     (hash ^ (hash >> 32)) as u8
 }
 
