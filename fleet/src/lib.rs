@@ -46,6 +46,10 @@ use uuid::Uuid;
 /// A node that was not heard for this long counts as down. A waiting node asks again after `DOCUMENT_WAIT_MAX`.
 pub const HEARD_MAX: Duration = Duration::from_secs(25);
 
+/// What a node said is kept in the log up to this size: it counts as part of the transaction. What is larger is not tried
+/// again by another version.
+const SAID_BYTES_MAX: usize = 64 << 10;
+
 /// Nodes that joined since are looked for this often.
 const KEEP_EVERY: Duration = Duration::from_secs(1);
 
@@ -252,8 +256,26 @@ impl Fleet {
     }
 }
 
-/// Why a node's word is written, with the word.
+/// Why a node's word is written, with the word where that is short.
 fn step(name: &str, node: &str, said: &impl Serialize) -> Cause {
-    let body = serde_json::to_string(said).ok().map(Secret::new);
+    let body = serde_json::to_string(said).ok().filter(|said| said.len() <= SAID_BYTES_MAX).map(Secret::new);
     Cause { who: node.into(), body, ..Cause::step(name) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_node_said_is_kept_where_it_is_short() {
+        let check = |letters: usize, kept: bool| {
+            let cause = step("report", "node-1", &"x".repeat(letters));
+            assert_eq!((cause.body.is_some(), cause.who.as_str()), (kept, "node-1"), "{letters}");
+            assert!(cause.is_step());
+        };
+        // Its JSON has quotes.
+        check(SAID_BYTES_MAX - 2, true);
+        check(SAID_BYTES_MAX - 1, false);
+        check(store::TX_BYTES_MAX, false);
+    }
 }

@@ -20,6 +20,9 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 
+/// What links in its answers start with.
+pub const ORIGIN: &str = "http://localhost";
+
 const CALL_MAX: Duration = Duration::from_secs(60);
 const ANSWER_MAX: usize = 16 << 20;
 /// Bytes of a file that are sent at a time.

@@ -114,21 +114,29 @@ fn empty(url: &str) -> Result<()> {
 
 /// Copies as of one revision, and compares what arrived; says what it does.
 fn copy(from: &str, to: &str, progress: &Progress) -> Result<()> {
-    copied(from, to, &mut |about, text| progress.step(about, text)).map(drop)
+    let same = |_: &str, body: &[u8]| Ok(body.to_vec());
+    copied(from, to, same, &mut |about, text| progress.step(about, text)).map(drop)
 }
 
-/// How many records a store has.
-pub fn count(url: &str) -> Result<u64> {
+/// How many records a store has; `see` is shown each, with its kind.
+pub fn count(url: &str, see: &mut dyn FnMut(&str, &[u8])) -> Result<u64> {
     let mut count = 0;
-    engine::open(url)?.images(&mut |_, _, _| {
+    engine::open(url)?.images(&mut |kind, _, body| {
         count += 1;
+        see(kind, body);
         Ok(())
     })?;
     Ok(count)
 }
 
-/// Copies as of one revision, and compares what arrived; the number of records. `tell` hears how far it is.
-pub fn copied(from: &str, to: &str, tell: &mut dyn FnMut(&str, String)) -> Result<u64> {
+/// Copies as of one revision, each record as `alter` makes it of its kind and body, and compares what arrived; the
+/// number of records. `tell` hears how far it is.
+pub fn copied(
+    from: &str,
+    to: &str,
+    alter: impl Fn(&str, &[u8]) -> Result<Vec<u8>> + Send + 'static,
+    tell: &mut dyn FnMut(&str, String),
+) -> Result<u64> {
     let mut target = engine::open(to)?;
     let after = engine::open(from)?.sign()?.epoch;
     let (rows, read) = mpsc::sync_channel(ROWS_MAX);
@@ -136,8 +144,9 @@ pub fn copied(from: &str, to: &str, tell: &mut dyn FnMut(&str, String)) -> Resul
     let reader = std::thread::spawn(move || {
         let mut sent = Digests::new();
         let head = engine::open(&source)?.images(&mut |kind, key, body| {
-            sent.entry(kind.into()).or_default().add(key, body);
-            let row = Row { kind: kind.into(), key: key.into(), body: body.into() };
+            let body = alter(kind, body)?;
+            sent.entry(kind.into()).or_default().add(key, &body);
+            let row = Row { kind: kind.into(), key: key.into(), body };
             rows.send(row).map_err(|e| Error::unavailable("the other store takes no more").because(e))
         })?;
         Ok::<_, Error>((head, sent))
@@ -251,7 +260,12 @@ fn line(revision: u64, epoch: u64, entry: &Shown) -> String {
     };
     let changes: Vec<String> = entry.changes.iter().map(change).collect();
     let cause = &entry.cause;
-    let who = if cause.who.trim().is_empty() { "-" } else { cause.who.as_str() };
+    let who = match cause.who.trim() {
+        "" => "-".to_string(),
+        // What a node said is a step, not a request.
+        node if cause.id == cause.route => format!("node {node}"),
+        who => who.to_string(),
+    };
     let from = if cause.address.is_empty() { "-" } else { cause.address.as_str() };
     let (time, changes) = (Timestamp(entry.time).zulu(), changes.join(" "));
     format!("{revision:>10}  {time}  epoch {epoch}  {}  {who}  {from}  {}  {changes}", cause.id, cause.route)

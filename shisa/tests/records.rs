@@ -38,6 +38,9 @@ fn a_backup_of_a_cloud_that_is_up_brings_it_back() {
     make(&cloud, &state, "after");
     let log = said(&state, &["store", "log", "--last", "2"]);
     assert!(log.contains("POST /v3/projects") && log.contains("project/"), "{log}");
+    // What a node said is a step of that node.
+    let log = said(&state, &["store", "log", "--last", "500"]);
+    assert!(log.contains("  hello  node "), "{log}");
     assert!(said(&state, &["store", "verify"]).contains("records of"));
     let restore = ["store", "restore", file, "--replace"];
     assert!(refusal(&run(&state, &restore), 1).contains("the cloud is up"));

@@ -8,6 +8,7 @@
 mod support;
 
 use serde_json::{Value, json};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -26,9 +27,14 @@ struct Ground {
 
 impl Ground {
     fn up(planes: &str) -> Ground {
+        Ground::up_with(planes, &[])
+    }
+
+    fn up_with(planes: &str, more: &[&str]) -> Ground {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("cloud");
-        let cloud = Cloud::up_with(&state, &["--machine", "simulated", "--nodes", "3", "--planes", planes]);
+        let words = ["--machine", "simulated", "--nodes", "3", "--planes", planes];
+        let cloud = Cloud::up_with(&state, &[&words, more].concat());
         let token = cloud.token(&state);
         Ground { cloud, state, dir, token }
     }
@@ -190,8 +196,9 @@ fn an_operators_suite_tries_the_candidate_on_a_copy_and_its_exit_code_decides() 
         why.contains("(stopped before the switch) at conformance: ") && why.contains("exit status: 3"),
         "{why}"
     );
-    let log = std::fs::read_to_string(ground.state.join("conformance.log")).unwrap();
-    assert_eq!(log, "words\n");
+    let log = ground.state.join("conformance.log");
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "words\n");
+    assert_eq!(std::fs::metadata(&log).unwrap().permissions().mode() & 0o777, 0o600);
     let seen = std::fs::read_to_string(&seen).unwrap();
     let url = seen.lines().find_map(|line| line.strip_prefix("OS_AUTH_URL=")).unwrap();
     assert!(url.ends_with("/identity/v3") && !url.starts_with(&ground.cloud.address), "{url}");
@@ -205,6 +212,88 @@ fn an_operators_suite_tries_the_candidate_on_a_copy_and_its_exit_code_decides() 
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(said(&output).contains("ended well"), "{}", said(&output));
     assert!(ground.is("green", "active", &candidate));
+
+    // As a finalise leaves it that was cut off: the other plane runs the new binary already.
+    assert!(run(&ground.state, &["plane", "drain", "blue"]).status.success());
+    assert!(run(&ground.state, &["plane", "add", "--binary", &candidate]).status.success());
+    let why = refusal(&run(&ground.state, &["plane", "rollback"]), 1);
+    assert!(why.starts_with("there is no way back: blue runs ") && why.contains("finalise"), "{why}");
+    assert!(ground.is("green", "active", &candidate));
+    let output = run(&ground.state, &["plane", "finalise"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let show = said(&run(&ground.state, &["rollout", "show"]));
+    assert!(
+        show.contains("finalised") && show.contains("blue stands by with ") && show.contains("already"),
+        "{show}"
+    );
+    ground.cloud.stop();
+}
+
+#[test]
+fn a_copy_leads_nobody_to_another_cloud() {
+    let ground =
+        Ground::up_with("1", &["--public-url", "https://cloud.example", "--node-listen", "127.0.0.1:0"]);
+    let (candidate, seen, go) =
+        (ground.candidate(), ground.dir.path().join("seen"), ground.dir.path().join("go"));
+    let made = |path: &str, body: Value| {
+        let (status, _, answer) = ground.cloud.call("POST", path, &ground.token, body);
+        assert_eq!(status, 201, "{answer}");
+        answer
+    };
+    let service = json!({"service": {"type": "object-store", "name": "swift"}});
+    let service = made("/identity/v3/services", service)["service"]["id"].clone();
+    let url = "https://swift.example/v1/AUTH_%(project_id)s";
+    made(
+        "/identity/v3/endpoints",
+        json!({"endpoint": {"service_id": service, "interface": "public", "url": url}}),
+    );
+    let urls = |token: &Value| -> Vec<String> {
+        let services = token["token"]["catalog"].as_array().unwrap().iter();
+        let endpoints = services.flat_map(|s| s["endpoints"].as_array().unwrap());
+        endpoints.map(|e| e["url"].as_str().unwrap().to_string()).collect()
+    };
+    let real = urls(&support::login(&ground.cloud.address, &ground.state).1);
+    assert!(real.iter().all(|url| url.contains(".example/")) && real.len() > 10, "{real:?}");
+
+    let command = format!(
+        "env | grep ^OS_ > {0}.part; mv {0}.part {0}; while ! test -e {1}; do sleep 0.1; done",
+        seen.display(),
+        go.display()
+    );
+    let words = ["rollout", "start", "--binary", &candidate, "--bake", "1s", "--conformance", &command];
+    std::thread::scope(|scope| {
+        let rollout = scope.spawn(|| run(&ground.state, &words));
+        while !seen.exists() {
+            assert!(!rollout.is_finished(), "{}", said(&run(&ground.state, &["rollout", "show"])));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let env = std::fs::read_to_string(&seen).unwrap();
+        let url = env.lines().find_map(|line| line.strip_prefix("OS_AUTH_URL=")).unwrap();
+        let copy = url.strip_suffix("/identity/v3").unwrap();
+        let (token, answer) = support::login(copy, &ground.state);
+        let inside = urls(&answer);
+        let projects = |address: &str, token: &str| {
+            support::call(
+                address,
+                "GET",
+                "/identity/v3/auth/projects",
+                &[("x-auth-token", token)],
+                Value::Null,
+            )
+            .0
+        };
+        let real_cloud = ground.cloud.address.as_str();
+        let opened =
+            [(copy, &token), (copy, &ground.token), (real_cloud, &token), (real_cloud, &ground.token)]
+                .map(|(address, token)| projects(address, token));
+        std::fs::write(&go, "").unwrap();
+        assert_eq!(inside.len(), real.len());
+        assert!(inside.iter().all(|url| url.starts_with(&format!("{copy}/"))), "{inside:?}");
+        // Neither cloud's tokens open the other.
+        assert_eq!(opened, [200, 401, 401, 200]);
+        let output = rollout.join().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    });
     ground.cloud.stop();
 }
 

@@ -430,7 +430,7 @@ fn told(shared: &Shared, ended: &Result<Boxed>, changes: &[Change]) -> String {
     text
 }
 
-pub(crate) fn panic_text(panic: &Boxed) -> String {
+fn panic_text(panic: &Boxed) -> String {
     let text = panic.downcast_ref::<&str>().map(|s| s.to_string());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without text".into())
 }

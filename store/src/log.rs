@@ -19,7 +19,7 @@ pub type Revision = u64;
 pub struct Cause {
     /// The request id, or the name of the loop.
     pub id: String,
-    /// User and project ids, or empty.
+    /// User and project ids of a request; the node's name of a step that takes what a node said; else empty.
     pub who: String,
     /// The client's, as the front door saw it.
     #[serde(default, skip_serializing_if = "String::is_empty")]

@@ -6,14 +6,14 @@
 //!
 //! Limit: the states that are remembered (`watch::STATES_MAX`).
 
-use crate::lane::{Shared, panic_text};
+use crate::lane::Shared;
 use crate::log::{Change, Entry, Revision};
 use crate::record::Derived;
 use crate::state::State;
 use crate::tx::Tx;
 use base::secret::with_cipher;
 use base::{Error, Result};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
@@ -152,8 +152,9 @@ impl Trial {
                 return Err(error);
             }
             // Derived state may be half done: it is made anew.
-            Err(panic) => {
-                self.difference = Some(format!("panics: {}", panic_text(&panic)));
+            // Its text may hold anything.
+            Err(_) => {
+                self.difference = Some("panics".into());
                 return Err(Error::internal("the transaction panicked"));
             }
         };
@@ -223,9 +224,7 @@ fn difference(was: &Images, is: &Images) -> String {
     for (at @ (kind, _), was) in was {
         match (was, is.get(at)) {
             (Some(was), Some(Some(is))) => {
-                let mut fields = Vec::new();
-                differing(was, is, &mut kind.to_string(), &mut fields);
-                said.extend(fields.into_iter().map(|field| format!("writes another {field}")));
+                said.extend(differing(was, is).iter().map(|field| format!("writes another {kind}{field}")));
             }
             (Some(_), Some(None)) => said.push(format!("deletes a {kind}")),
             (None, Some(Some(_))) => said.push(format!("does not delete a {kind}")),
@@ -237,22 +236,13 @@ fn difference(was: &Images, is: &Images) -> String {
     said.join(", ")
 }
 
-/// Where two values differ, by path.
-fn differing(was: &Value, is: &Value, path: &mut String, found: &mut Vec<String>) {
-    let (Value::Object(a), Value::Object(b)) = (was, is) else {
-        if was != is {
-            found.push(path.clone());
-        }
-        return;
-    };
+/// The fields in which two records differ. Those of a record are declared; what is further inside may be named by users.
+fn differing(was: &Value, is: &Value) -> Vec<String> {
+    let (Value::Object(a), Value::Object(b)) = (was, is) else { return vec![String::new()] };
     let names: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
-    for name in names {
-        let length = path.len();
-        path.push('.');
-        path.push_str(name);
-        differing(a.get(name).unwrap_or(&Value::Null), b.get(name).unwrap_or(&Value::Null), path, found);
-        path.truncate(length);
-    }
+    let of = |record: &Map<String, Value>, name: &str| record.get(name).cloned().unwrap_or_default();
+    let differs = |name: &&String| of(a, name) != of(b, name);
+    names.into_iter().filter(differs).map(|name| format!(".{name}")).collect()
 }
 
 /// Derived state as a transaction on `before` finds it: followed from where it stands if that is not far behind.

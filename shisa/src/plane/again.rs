@@ -24,6 +24,7 @@ const LEFT: [(&str, &str, &str); 3] = [
     ("POST", "/credentials/OS-EC2", "the credential is drawn outside of the transaction"),
     ("POST", "/join_tokens", "the token is drawn outside of the transaction"),
 ];
+const UNKEPT: &str = "a version wrote it that did not keep what a request asked";
 const PAIR: &str = "a key pair that the cloud makes is drawn outside of the transaction";
 
 /// What is asked for: what came after a revision, or these.
@@ -39,6 +40,9 @@ pub struct Trial {
     /// A client's request, or the name of a step.
     pub what: String,
     pub step: bool,
+    /// A version wrote it that did not keep what a request asked: no candidate could try it.
+    #[serde(default)]
+    pub unkept: bool,
     pub outcome: Outcome,
 }
 
@@ -67,10 +71,11 @@ pub async fn answer(services: &Services, question: &Question) -> Result<Answer> 
     let only: BTreeSet<u64> = question.only.iter().copied().collect();
     let after = only.first().map_or(question.after, |first| first.saturating_sub(1));
     let most = if only.is_empty() { AT_ONCE_MAX } else { usize::MAX };
+    // Before the entries: one that arrives meanwhile is for the next question.
+    let newest = services.cell.read().revision();
     let mut entries = trials.entries(after, most);
     entries.retain(|entry| only.is_empty() || only.contains(&entry.revision));
     entries.truncate(AT_ONCE_MAX);
-    let newest = services.cell.read().revision();
     let reached = entries.last().map_or(question.after.max(newest), |entry| entry.revision);
     let mut answer = Answer { reached, newest, trials: Vec::new() };
     for entry in &entries {
@@ -79,7 +84,8 @@ pub async fn answer(services: &Services, question: &Question) -> Result<Answer> 
             false => outcome(services, &trials, entry).await,
         };
         let (what, step) = (entry.cause.route.clone(), entry.cause.is_step());
-        answer.trials.push(Trial { revision: entry.revision, what, step, outcome });
+        let unkept = !step && entry.cause.asked.is_none();
+        answer.trials.push(Trial { revision: entry.revision, what, step, unkept, outcome });
     }
     Ok(answer)
 }
@@ -111,6 +117,9 @@ fn left(cause: &Cause) -> Option<String> {
     let is = |(method, end, _): &&(&str, &str, &str)| {
         cause.route.starts_with(method) && cause.route.ends_with(end)
     };
+    if cause.asked.is_none() {
+        return Some(UNKEPT.into());
+    }
     if let Some((.., why)) = LEFT.iter().find(is) {
         return Some((*why).into());
     }
@@ -123,13 +132,16 @@ fn left(cause: &Cause) -> Option<String> {
 mod tests {
     use super::*;
     use base::Secret;
+    use std::sync::Arc;
 
     #[test]
     fn what_cannot_be_tried_is_left_with_its_reason() {
         let check = |route: &str, body: Option<&str>, left_out: bool| {
             let (id, body) = ("req-1".into(), body.map(Secret::new));
-            let cause = Cause { id, route: route.into(), body, ..Cause::default() };
+            let cause =
+                Cause { id, route: route.into(), body, asked: Some(Arc::default()), ..Cause::default() };
             assert_eq!(left(&cause).is_some(), left_out, "{route}");
+            assert_eq!(left(&Cause { asked: None, ..cause }).as_deref(), Some(UNKEPT));
         };
         check("POST /v2.0/networks", Some("{}"), false);
         check("POST /v2/images/1/import", Some("{}"), true);

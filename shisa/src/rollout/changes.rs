@@ -19,7 +19,7 @@ const WAIT_MAX: Duration = Duration::from_secs(3);
 const TRY_MAX: Duration = Duration::from_secs(60);
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// With so many changes of clients, none that could be tried is no pass.
+/// With so many changes of clients that a version wrote which keeps what is tried, none that could be tried is no pass.
 const FLOOR: usize = 10;
 const LEFT_NAMED_MAX: usize = 8;
 
@@ -29,6 +29,8 @@ struct Count {
     /// Of clients and of steps.
     equal: [usize; 2],
     seen: [usize; 2],
+    /// Of those of clients: from versions that did not keep what is tried.
+    unkept: usize,
     left: BTreeMap<String, usize>,
 }
 
@@ -94,6 +96,7 @@ impl Count {
         for trial in trials {
             let whose = usize::from(trial.step);
             self.seen[whose] += usize::from(trial.outcome != Outcome::Counted);
+            self.unkept += usize::from(trial.unkept && matches!(trial.outcome, Outcome::Left(_)));
             match &trial.outcome {
                 Outcome::Equal => self.equal[whose] += 1,
                 Outcome::Different(_) => differ.push(trial.clone()),
@@ -112,10 +115,10 @@ impl Count {
         let left: usize = self.left.values().sum();
         let reasons = self.left.iter().take(LEFT_NAMED_MAX).map(|(why, n)| format!("{n}: {why}"));
         let reasons = reasons.collect::<Vec<_>>().join("; ");
-        if self.seen[0] >= FLOOR && self.equal[0] == 0 {
+        let could = self.seen[0] - self.unkept;
+        if could >= FLOOR && self.equal[0] == 0 {
             return Err(Error::conflict(format!(
-                "none of {} changes of clients could be tried again ({reasons})",
-                self.seen[0]
+                "none of {could} changes of clients could be tried again ({reasons})"
             )));
         }
         let mut told = match self.seen[0] {
@@ -135,7 +138,7 @@ mod tests {
     use super::*;
 
     fn trial(outcome: Outcome, step: bool) -> Trial {
-        Trial { revision: 7, what: "POST /v2.0/networks".into(), step, outcome }
+        Trial { revision: 7, what: "POST /v2.0/networks".into(), step, unkept: false, outcome }
     }
 
     #[test]
@@ -152,5 +155,16 @@ mod tests {
         assert!(count.told().unwrap().starts_with("1 of 11 changes of clients are equal"));
         let differ = count.take(&[trial(Outcome::Different("deletes a network".into()), false)]);
         assert_eq!(differ.len(), 1);
+    }
+
+    #[test]
+    fn what_a_version_before_did_not_keep_is_left_out_and_stops_nothing() {
+        let mut count = Count::default();
+        let before = || Trial { unkept: true, ..trial(Outcome::Left("it was not kept".into()), false) };
+        (0..5 * FLOOR).for_each(|_| drop(count.take(&[before()])));
+        let told = count.told().unwrap();
+        assert!(told.starts_with("0 of 50 changes of clients") && told.contains("(50: it was not kept)"));
+        (0..FLOOR).for_each(|_| drop(count.take(&[trial(Outcome::Left("why".into()), false)])));
+        assert!(count.told().unwrap_err().message().starts_with("none of 10 changes"));
     }
 }

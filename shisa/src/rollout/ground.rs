@@ -1,11 +1,13 @@
 //! A copy of the cloud for a rollout to try things on: the records in an SQLite file of their own, both binaries as two
-//! planes over it, a door, and simulated nodes. Nothing of it is seen by clients or nodes of the real one.
+//! planes over it, a door, and simulated nodes. Nothing of it is seen by clients or nodes of the real one, and nothing in it leads
+//! to that (`inside`).
 //!
 //! It stands in `rehearsal` of the state directory and is gone with its end; what a cut-off rollout left there goes with
 //! the next one. Bytes of images are not copied.
 //!
 //! Limits: `RECORDS_MAX` records; free space is asked for before.
 
+use super::inside::{self, Inside};
 use super::record::Rollout;
 use crate::cli::Machine;
 use crate::nodes::{Nodes, Wishes};
@@ -19,6 +21,7 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
+use store::cipher::CellKey;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -82,10 +85,11 @@ impl Ground {
         copy.note_ids(&ids)?;
         std::fs::copy(directory.key(), copy.key())?;
         let (from, to, free) = (launch.store.clone(), copy.need_store()?, free(&folder.0)?);
-        let copied = tokio::task::spawn_blocking(move || bounded(&from, &to, free)).await;
+        let inside = Inside::new(CellKey::open(&copy.key())?);
+        let copied = tokio::task::spawn_blocking(move || bounded(&from, &to, free, inside)).await;
         let records = copied.map_err(|e| Error::internal("the copy was cut off").because(e))??;
-        let launch =
-            Launch { directory: folder.0.clone(), store: copy.need_store()?, words: launch.words.clone() };
+        let words = inside::words(&launch.words);
+        let launch = Launch { directory: folder.0.clone(), store: copy.need_store()?, words };
         let planes = Planes::new(launch, Door::default());
         let mut ground = Ground {
             planes,
@@ -150,8 +154,8 @@ impl Ground {
     }
 }
 
-fn bounded(from: &str, to: &str, free: u64) -> Result<u64> {
-    let records = records::count(from)?;
+fn bounded(from: &str, to: &str, free: u64, mut inside: Inside) -> Result<u64> {
+    let records = records::count(from, &mut |kind, body| inside.see(kind, body))?;
     let need = FREE_MIN + records * RECORD_BYTES;
     if records > RECORDS_MAX {
         return Err(Error::too_large(format!(
@@ -165,7 +169,7 @@ fn bounded(from: &str, to: &str, free: u64) -> Result<u64> {
             need >> 20
         )));
     }
-    records::copied(from, to, &mut |_, _| {})
+    records::copied(from, to, move |kind, body| inside.alter(kind, body), &mut |_, _| {})
 }
 
 fn free(path: &std::path::Path) -> Result<u64> {

@@ -19,6 +19,7 @@ mod changes;
 pub mod command;
 mod gates;
 mod ground;
+mod inside;
 mod record;
 mod rehearsal;
 mod suite;
@@ -155,7 +156,8 @@ impl Rollouts {
 
     /// Makes the plane before the last rollout active again. While that goes on, it is told to end so.
     ///
-    /// Errors: `Conflict` when there is nothing to go back to; why the switch went back.
+    /// Errors: `Conflict` when there is nothing to go back to, or the plane before runs another binary by now; why the
+    /// switch went back.
     pub async fn rollback(&self) -> Result<Rollout> {
         let last = self.last().filter(|last| matches!(last.outcome, Outcome::Running | Outcome::Active));
         let none = || {
@@ -170,6 +172,7 @@ impl Rollouts {
         }
         let _turn = self.turn()?;
         let run = Run { inner: self.inner.clone(), rollout: last };
+        run.way_back()?;
         run.step("rollback", "", run.back()).await?;
         let withdrawn = run.step("withdraw", "", run.withdraw()).await;
         run.inner.book.close(Outcome::RolledBack);
@@ -177,7 +180,8 @@ impl Rollouts {
         self.last().ok_or_else(none)
     }
 
-    /// Replaces the plane before the last rollout by one of the new binary: there is no way back any more.
+    /// Replaces the plane before the last rollout by one of the new binary: there is no way back any more. One that was
+    /// cut off goes on where it was.
     ///
     /// Errors: `Conflict` when there is nothing to finalise; why the new one does not start.
     pub async fn finalise(&self, doors: &Doors) -> Result<Rollout> {
@@ -195,7 +199,7 @@ impl Rollouts {
             )));
         }
         let run = Run { inner: self.inner.clone(), rollout: last };
-        run.step("finalise", "", run.replace(&run.rollout.from.name, &run.rollout.to.binary)).await?;
+        run.step("finalise", "", run.replaced(&run.rollout.from.name, &run.rollout.to.binary)).await?;
         run.step("format", "", run.raise()).await?;
         // A door that stays what it is serves any version.
         let _ = run.step("door", "", run.door(doors)).await;
@@ -454,6 +458,34 @@ impl Run {
                 format!("the records are of format {now}, of {before} before: older versions refuse them")
             }
         })
+    }
+
+    /// The plane before is still what it was: what it runs is looked at, not remembered.
+    ///
+    /// Errors: `Conflict` when it runs another binary.
+    fn way_back(&self) -> Result<()> {
+        match self.planes().seat(self.before()) {
+            Some((binary, ..)) if binary != self.rollout.from.binary => {
+                let candidate = self.planes().active().as_deref() == Some(self.candidate());
+                let on = if candidate { "; `shisa plane finalise` goes on from there" } else { "" };
+                Err(Error::conflict(format!(
+                    "there is no way back: {} runs {} by now{on}",
+                    self.before(),
+                    binary.display()
+                )))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// As `replace`, where that is not so already.
+    async fn replaced(&self, name: &str, binary: &std::path::Path) -> Result<String> {
+        match self.planes().seat(name) {
+            Some((is, State::Standby, _)) if is == binary => {
+                Ok(format!("{name} stands by with {} already", binary.display()))
+            }
+            Some(_) | None => self.replace(name, binary).await,
+        }
     }
 
     /// A plane that is not active gets another binary, and stands by.

@@ -3,6 +3,7 @@
 
 use super::gates::Sides;
 use super::ground::Ground;
+use super::inside;
 use super::record::Rollout;
 use super::suite;
 use crate::clouds::Auth;
@@ -11,7 +12,10 @@ use crate::state::Directory;
 use base::{Error, Result};
 use hyper::Method;
 use serde_json::{Value, json};
-use std::fs::File;
+use std::fs::{File, Permissions};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
@@ -62,14 +66,32 @@ impl Stage<'_> {
         suite::run(&self.ground.directory, &user).await
     }
 
-    /// Runs an operator's command with the copy in its environment; what it says goes to a file.
+    /// The administrator's password opens the real cloud, too: nobody who is given it may be led there.
+    ///
+    /// Errors: `Conflict` when the catalogue of the copy leads elsewhere.
+    async fn enclosed(&self) -> Result<()> {
+        let client = Client::login(&self.ground.directory, self.admin).await?;
+        let catalogue = client.get("/identity/v3/auth/catalog").await?;
+        match inside::leads_outside(&catalogue) {
+            Some(url) => Err(Error::conflict(format!(
+                "the copy's catalogue leads to {url:?}, which is not in the copy: the command is not run"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Runs an operator's command with the copy in its environment, and no other cloud; what it says goes to a file.
     async fn command(&self, directory: &Directory, command: &str) -> Result<String> {
+        self.enclosed().await?;
         let log = directory.conformance_log();
-        let file = File::create(&log)?;
+        let file = private(&log)?;
         let auth = self.admin;
-        let mut child = Command::new("/bin/sh")
+        let mut shell = Command::new("/bin/sh");
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(b"OS_")) {
+            shell.env_remove(name);
+        }
+        let mut child = shell
             .args(["-c", command])
-            .env_remove("OS_CLOUD")
             .env("OS_AUTH_URL", format!("{}/identity/v3", self.ground.address))
             .env("OS_USERNAME", &auth.username)
             .env("OS_PASSWORD", &auth.password)
@@ -149,6 +171,14 @@ impl Stage<'_> {
         let one = || Client::login(&self.ground.directory, &user);
         Ok([one().await?, one().await?, one().await?])
     }
+}
+
+/// A file for this user only, empty: a suite may say the password that it was given.
+fn private(path: &Path) -> Result<File> {
+    let file = File::options().create(true).write(true).truncate(true).mode(0o600).open(path)?;
+    // One of a version before may have been readable.
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(file)
 }
 
 /// A command with all that it started; what is left of it ends with this.

@@ -18,6 +18,8 @@ const ACTIVE_MAX: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const NAME: &str = "shisa-contract";
 const CIDR: &str = "10.213.0.0/24";
+/// Of the external network. Source: RFC 5737, TEST-NET-2.
+const OUTSIDE: &str = "198.51.100.0/24";
 const NOBODY: &str = "00000000-0000-4000-8000-000000000000";
 /// Services that the catalogue must have.
 const SERVICES: [&str; 4] = ["identity", "network", "compute", "image"];
@@ -78,9 +80,15 @@ struct Network {
     network: String,
     subnet: String,
     port: String,
-    router: Option<String>,
-    floating: Option<String>,
+    outside: Outside,
     group: String,
+}
+
+struct Outside {
+    network: String,
+    subnet: String,
+    router: String,
+    floating: String,
 }
 
 impl Suite {
@@ -179,16 +187,27 @@ impl Suite {
         self.same(&ports, &port, &["port", "security_groups"], json!([group])).await?;
         // Its port holds it.
         self.call(Method::DELETE, &format!("{networks}/{network}"), Value::Null, 409).await?;
-        let (router, floating) = self.outside(&network, &subnet, &port).await?;
-        Ok(Network { network, subnet, port, router, floating, group })
+        let outside = self.outside(&subnet, &port).await?;
+        Ok(Network { network, subnet, port, outside, group })
     }
 
-    /// A router to an external network and a floating address of it, where the cloud has one.
-    async fn outside(&self, _: &str, subnet: &str, port: &str) -> Result<(Option<String>, Option<String>)> {
-        let found = self.get("/network/v2.0/networks?router:external=true").await?;
-        let Some(external) = found["networks"].get(0).map(|one| text(&one["id"])) else {
-            return Ok((None, None));
-        };
+    /// A router to an external network and a floating address of it. The network is the suite's own: those of the cloud
+    /// may have no address left.
+    async fn outside(&self, subnet: &str, port: &str) -> Result<Outside> {
+        let new = json!({"network": {"name": NAME, "router:external": true}});
+        let external = text(&self.post("/network/v2.0/networks", new, 201).await?["network"]["id"]);
+        let path = format!("/network/v2.0/networks?router:external=true&name={NAME}");
+        let found = self.get(&path).await?;
+        if !found["networks"]
+            .as_array()
+            .is_some_and(|all| all.iter().any(|one| one["id"] == external.as_str()))
+        {
+            return Err(Error::conflict(format!("GET {path} does not list {external}")));
+        }
+        let new = json!({"subnet": {
+            "network_id": external, "ip_version": 4, "cidr": OUTSIDE, "enable_dhcp": false, "name": NAME,
+        }});
+        let outside = text(&self.post("/network/v2.0/subnets", new, 201).await?["subnet"]["id"]);
         let routers = "/network/v2.0/routers";
         let new = json!({"router": {"name": NAME, "external_gateway_info": {"network_id": external}}});
         let router = text(&self.post(routers, new, 201).await?["router"]["id"]);
@@ -201,18 +220,17 @@ impl Suite {
         let new = json!({"floatingip": {"floating_network_id": external, "port_id": port}});
         let floating = text(&self.post(floatings, new, 201).await?["floatingip"]["id"]);
         self.same(floatings, &floating, &["floatingip", "port_id"], json!(port)).await?;
-        Ok((Some(router), Some(floating)))
+        Ok(Outside { network: external, subnet: outside, router, floating })
     }
 
     async fn network_gone(&self, of: &Network) -> Result<()> {
-        if let Some(floating) = &of.floating {
-            self.gone("/network/v2.0/floatingips", floating).await?;
-        }
-        if let Some(router) = &of.router {
-            let path = format!("/network/v2.0/routers/{router}/remove_router_interface");
-            self.call(Method::PUT, &path, json!({"subnet_id": of.subnet}), 200).await?;
-            self.gone("/network/v2.0/routers", router).await?;
-        }
+        let Outside { network, subnet, router, floating } = &of.outside;
+        self.gone("/network/v2.0/floatingips", floating).await?;
+        let path = format!("/network/v2.0/routers/{router}/remove_router_interface");
+        self.call(Method::PUT, &path, json!({"subnet_id": of.subnet}), 200).await?;
+        self.gone("/network/v2.0/routers", router).await?;
+        self.gone("/network/v2.0/subnets", subnet).await?;
+        self.gone("/network/v2.0/networks", network).await?;
         self.gone("/network/v2.0/ports", &of.port).await?;
         self.gone("/network/v2.0/subnets", &of.subnet).await?;
         self.gone("/network/v2.0/networks", &of.network).await?;

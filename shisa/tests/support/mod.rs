@@ -142,37 +142,53 @@ impl Cloud {
         headers: &[(&str, &str)],
         body: Value,
     ) -> (u16, String, Value) {
-        let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-        let body = if body.is_null() { String::new() } else { body.to_string() };
-        let authority = self.address.strip_prefix("http://").unwrap();
-        let mut socket = TcpStream::connect(authority).unwrap();
-        write!(
-            socket,
-            "{method} {path} HTTP/1.1\r\nhost: {authority}\r\n{headers}content-length: {}\r\n\
-             content-type: application/json\r\nconnection: close\r\n\r\n{body}",
-            body.len()
-        )
-        .unwrap();
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        let token = head.lines().find_map(|l| l.strip_prefix("x-subject-token: ")).unwrap_or_default();
-        (status, token.to_string(), serde_json::from_str(body).unwrap_or(Value::Null))
+        call(&self.address, method, path, headers, body)
     }
 
     /// The administrator's token, by the password in `clouds.yaml`.
     pub fn token(&self, state: &Path) -> String {
-        let yaml = std::fs::read_to_string(state.join("clouds.yaml")).unwrap();
-        let password = yaml.lines().find_map(|line| line.trim().strip_prefix("password: ")).unwrap();
-        let user = json!({"name": "admin", "domain": {"id": "default"}, "password": password});
-        let scope = json!({"project": {"name": "admin", "domain": {"id": "default"}}});
-        let identity = json!({"methods": ["password"], "password": {"user": user}});
-        let body = json!({"auth": {"identity": identity, "scope": scope}});
-        let (status, token, answer) = self.call("POST", "/identity/v3/auth/tokens", "", body);
-        assert_eq!(status, 201, "{answer}");
-        token
+        login(&self.address, state).0
     }
+}
+
+/// One request of whoever is at this address: status, token in the answer's head, answer.
+pub fn call(
+    address: &str,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Value,
+) -> (u16, String, Value) {
+    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    let authority = address.strip_prefix("http://").unwrap();
+    let mut socket = TcpStream::connect(authority).unwrap();
+    write!(
+        socket,
+        "{method} {path} HTTP/1.1\r\nhost: {authority}\r\n{headers}content-length: {}\r\n\
+         content-type: application/json\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    let token = head.lines().find_map(|l| l.strip_prefix("x-subject-token: ")).unwrap_or_default();
+    (status, token.to_string(), serde_json::from_str(body).unwrap_or(Value::Null))
+}
+
+/// The administrator of `clouds.yaml` logs in at this address: the token, and what it says of itself.
+pub fn login(address: &str, state: &Path) -> (String, Value) {
+    let yaml = std::fs::read_to_string(state.join("clouds.yaml")).unwrap();
+    let password = yaml.lines().find_map(|line| line.trim().strip_prefix("password: ")).unwrap();
+    let user = json!({"name": "admin", "domain": {"id": "default"}, "password": password});
+    let scope = json!({"project": {"name": "admin", "domain": {"id": "default"}}});
+    let identity = json!({"methods": ["password"], "password": {"user": user}});
+    let body = json!({"auth": {"identity": identity, "scope": scope}});
+    let (status, token, answer) = call(address, "POST", "/identity/v3/auth/tokens", &[], body);
+    assert_eq!(status, 201, "{answer}");
+    (token, answer)
 }
 
 /// A node on a machine of its own, as far as it knows; killed with the test.
