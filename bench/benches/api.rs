@@ -4,7 +4,7 @@
 //! whole process: it counts what runs in the background too.
 
 use bench::load::WAIT_MAX;
-use bench::{Cloud, Connection, Request, Result, Run, id, password, sign_in};
+use bench::{Cloud, Request, Result, Run, password, sign_in};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs::read_to_string;
@@ -73,8 +73,8 @@ fn idle(binary: &Path) -> Result<()> {
 }
 
 fn load(cloud: &Cloud) -> Result<()> {
-    let network = prepare(cloud)?;
-    let image = upload(cloud)?;
+    let network = cloud.network("bench")?;
+    let image = cloud.image("bench")?;
     heading();
 
     let by_token = json!({"methods": ["token"], "token": {"id": cloud.api.token}});
@@ -149,31 +149,6 @@ fn servers(cloud: &Cloud, network: &str, image: &str) -> Result<()> {
     print(&gone, "server delete, until all are gone", "", SERVER_DELETE);
     println!("memory after this: {:.0} MiB", cloud.api.processes.memory()?);
     Ok(())
-}
-
-/// No quotas, and a network with a subnet.
-fn prepare(cloud: &Cloud) -> Result<String> {
-    let project = &cloud.project;
-    let body = json!({"quota_set": {"instances": -1, "cores": -1, "ram": -1}});
-    cloud.api.call("PUT", &format!("/compute/v2.1/os-quota-sets/{project}"), Some(&body))?;
-    let body = json!({"quota": {"network": -1, "port": -1, "subnet": -1, "security_group_rule": -1}});
-    cloud.api.call("PUT", &format!("/network/v2.0/quotas/{project}"), Some(&body))?;
-    let body = json!({"network": {"name": "bench"}});
-    let network = id(&cloud.api.call("POST", "/network/v2.0/networks", Some(&body))?, "network")?;
-    let body = json!({"subnet": {"network_id": network, "ip_version": 4, "cidr": "10.0.0.0/16"}});
-    cloud.api.call("POST", "/network/v2.0/subnets", Some(&body))?;
-    Ok(network)
-}
-
-fn upload(cloud: &Cloud) -> Result<String> {
-    let body = json!({"name": "bench", "disk_format": "raw", "container_format": "bare"});
-    let image = cloud.api.call("POST", "/image/v2/images", Some(&body))?;
-    let image = image["id"].as_str().ok_or("an image without an id")?.to_string();
-    let mut request = Request::new("PUT", &format!("/image/v2/images/{image}/file"), None);
-    request.kind = "application/octet-stream";
-    request.body = vec![0; 64 << 10];
-    Connection::open(&cloud.api.authority)?.call(&cloud.api.token, &request)?;
-    Ok(image)
 }
 
 fn heading() {

@@ -7,7 +7,7 @@
 //! Both sides share the machine's cores: what nodes on machines of their own would do costs time here.
 
 use base::node::{Document, Section, SectionKey};
-use bench::{Cloud, Request, Result, id, process};
+use bench::{Cloud, Request, Result, process};
 use node::remote::Remote;
 use node::{MachineKind, Node, Settings, Simulated};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
@@ -74,8 +74,8 @@ async fn run(cloud: &Cloud, state: &Path, count: usize) -> Result<()> {
     let all = all_of(&mut seen, count, |what| matches!(what, What::Epoch(_))).await?;
     println!("all nodes have a document after {:.1} s", last(&all, begin).as_secs_f64());
 
-    let network = prepare(cloud)?;
-    let image = upload(cloud)?;
+    let network = cloud.network("crowd")?;
+    let image = cloud.image("crowd")?;
     let server = |name: String, most: usize| {
         let body = json!({"server": {"name": name, "flavorRef": "1", "imageRef": image, "max_count": most,
             "networks": [{"uuid": network}]}});
@@ -256,29 +256,4 @@ fn plane_of(cloud: &Cloud) -> Result<u32> {
         std::thread::sleep(Duration::from_millis(10));
     }
     Err("there is no plane".into())
-}
-
-/// No quotas, and a network with a subnet.
-fn prepare(cloud: &Cloud) -> Result<String> {
-    let project = &cloud.project;
-    let body = json!({"quota_set": {"instances": -1, "cores": -1, "ram": -1}});
-    cloud.api.call("PUT", &format!("/compute/v2.1/os-quota-sets/{project}"), Some(&body))?;
-    let body = json!({"quota": {"network": -1, "port": -1, "subnet": -1}});
-    cloud.api.call("PUT", &format!("/network/v2.0/quotas/{project}"), Some(&body))?;
-    let body = json!({"network": {"name": "crowd"}});
-    let network = id(&cloud.api.call("POST", "/network/v2.0/networks", Some(&body))?, "network")?;
-    let body = json!({"subnet": {"network_id": network, "ip_version": 4, "cidr": "10.0.0.0/16"}});
-    cloud.api.call("POST", "/network/v2.0/subnets", Some(&body))?;
-    Ok(network)
-}
-
-fn upload(cloud: &Cloud) -> Result<String> {
-    let body = json!({"name": "crowd", "disk_format": "raw", "container_format": "bare"});
-    let image = cloud.api.call("POST", "/image/v2/images", Some(&body))?;
-    let image = image["id"].as_str().ok_or("an image without an id")?.to_string();
-    let mut request = Request::new("PUT", &format!("/image/v2/images/{image}/file"), None);
-    request.kind = "application/octet-stream";
-    request.body = vec![0; 64 << 10];
-    bench::Connection::open(&cloud.api.authority)?.call(&cloud.api.token, &request)?;
-    Ok(image)
 }

@@ -1,7 +1,7 @@
 //! A Shisa of its own for a load run: simulated nodes, a state directory, a port that is free.
 
 use crate::{Connection, Processes, Request, Result, Target, id, password, sign_in};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs::read_to_string;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -90,6 +90,32 @@ impl Cloud {
         let processes = Processes::Tree(child.id());
         let api = Target { authority, token, processes };
         Ok(Cloud { child, _out: out, api, password: word, project, answered, admitted })
+    }
+
+    /// A network with a subnet for 65,000 ports, in a project without quotas; its id.
+    pub fn network(&self, name: &str) -> Result<String> {
+        let project = &self.project;
+        let body = json!({"quota_set": {"instances": -1, "cores": -1, "ram": -1}});
+        self.api.call("PUT", &format!("/compute/v2.1/os-quota-sets/{project}"), Some(&body))?;
+        let body = json!({"quota": {"network": -1, "port": -1, "subnet": -1, "security_group_rule": -1}});
+        self.api.call("PUT", &format!("/network/v2.0/quotas/{project}"), Some(&body))?;
+        let body = json!({"network": {"name": name}});
+        let network = id(&self.api.call("POST", "/network/v2.0/networks", Some(&body))?, "network")?;
+        let body = json!({"subnet": {"network_id": network, "ip_version": 4, "cidr": "10.0.0.0/16"}});
+        self.api.call("POST", "/network/v2.0/subnets", Some(&body))?;
+        Ok(network)
+    }
+
+    /// An image that servers may start from; its id.
+    pub fn image(&self, name: &str) -> Result<String> {
+        let body = json!({"name": name, "disk_format": "raw", "container_format": "bare"});
+        let image = self.api.call("POST", "/image/v2/images", Some(&body))?;
+        let image = image["id"].as_str().ok_or("an image without an id")?.to_string();
+        let mut request = Request::new("PUT", &format!("/image/v2/images/{image}/file"), None);
+        request.kind = "application/octet-stream";
+        request.body = vec![0; 64 << 10];
+        Connection::open(&self.api.authority)?.call(&self.api.token, &request)?;
+        Ok(image)
     }
 }
 
