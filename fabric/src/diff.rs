@@ -267,11 +267,10 @@ fn tables(seen: &Space, want: &Space, stays: &dyn Fn(&String) -> bool, out: &mut
         }
     }
     // What has passed the rules that change is asked again.
-    if seen.tables.contains_key(KNOWN)
-        && want.tables.contains_key(KNOWN)
-        && !(batch.is_empty() && hooks.is_empty())
-    {
-        batch.extend(LEARNED.iter().map(|set| format!("flush set {KNOWN} {set}")));
+    let changes = !(batch.is_empty() && hooks.is_empty()) && want.tables.contains_key(KNOWN);
+    if let Some(known) = seen.tables.get(KNOWN).filter(|_| changes) {
+        let learned = LEARNED.iter().filter(|(name, _)| known.sets.contains_key(*name));
+        batch.extend(learned.map(|(name, kind)| format!("flush {kind} {KNOWN} {name}")));
     }
     for (mut batch, action) in [(batch, Action::Nft as fn(String) -> Action), (hooks, Action::Hook)] {
         if !batch.is_empty() {
@@ -451,7 +450,8 @@ fn route_text(route: &Route) -> String {
 
 fn station_text(station: &Station) -> String {
     let to = station.vtep.map(|vtep| format!(" to {vtep}")).unwrap_or_default();
-    format!("{} {}{to}", station.device, station.mac)
+    let of = station.vni.map(|vni| format!(" in {vni}")).unwrap_or_default();
+    format!("{} {}{to}{of}", station.device, station.mac)
 }
 
 fn kind_text(kind: &LinkKind) -> String {

@@ -19,7 +19,8 @@
 //! Addresses that guests announce by their pairs are claimed in the report (`claims`), which `news` tells at once.
 //!
 //! Where the kernel has them, flowtables and shortcuts take established and routed packets past what has no say in them
-//! (`plan::shortcuts`), and flows that have just passed all rules past those (`plan::known`).
+//! (`plan::shortcuts`), and flows that have just passed all rules past those (`plan::known`) and to other nodes past the
+//! router (`plan::direct`).
 //!
 //! Deliberately absent for now: QoS, trunks, floating addresses of IPv6.
 

@@ -110,6 +110,8 @@ pub struct Station {
     pub mac: Mac,
     /// The underlay address of the node; none behind ports that are no tunnel.
     pub vtep: Option<IpAddr>,
+    /// The network that it is in, of tunnels that are in no bridge. None: the tunnel's own.
+    pub vni: Option<u32>,
 }
 
 /// What a port of a bridge does beyond passing frames.
@@ -231,6 +233,9 @@ pub const BRIDGE: &str = "bridge0";
 
 /// The tunnel to other nodes, inside of a network's namespace.
 pub const TUNNEL: &str = "vxlan0";
+
+/// The tunnel from a network to members of its router's other networks, beside its bridge.
+pub const DIRECT: &str = "direct0";
 
 /// The end inside of an external network's namespace of the pair to the host.
 pub const HOST_LEG: &str = "host0";

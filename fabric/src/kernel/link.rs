@@ -166,7 +166,7 @@ pub fn neighbour(netlink: &mut Netlink, name: &str, address: IpAddr, mac: Option
 const STATIC: NeighbourState = NeighbourState::Other(0x42);
 
 /// Makes or removes a station, in the bridge and, if it is behind a tunnel, in the tunnel's own table.
-/// The zero MAC is in the latter alone, and there once for each node.
+/// The zero MAC is in the latter alone, and there once for each node; what is in another network is there alone, too.
 pub fn station(netlink: &mut Netlink, station: &Station, add: bool) -> Result<()> {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Bridge;
@@ -175,7 +175,7 @@ pub fn station(netlink: &mut Netlink, station: &Station, add: bool) -> Result<()
     message.attributes.push(NeighbourAttribute::LinkLayerAddress(station.mac.0.to_vec()));
     let zero = station.mac == Mac([0; 6]);
     let mut tables = Vec::new();
-    if !zero {
+    if !zero && station.vni.is_none() {
         // Where a member is the document says: a guest that begins to use a MAC of its pairs does not take the station
         // to its tap, where nobody would take it away.
         let sticky = if station.vtep.is_some() { NeighbourFlags::Sticky } else { NeighbourFlags::empty() };
@@ -183,6 +183,7 @@ pub fn station(netlink: &mut Netlink, station: &Station, add: bool) -> Result<()
     }
     if let Some(vtep) = station.vtep {
         message.attributes.push(NeighbourAttribute::Destination(vtep.into()));
+        message.attributes.extend(station.vni.map(NeighbourAttribute::Vni));
         tables.push((NeighbourFlags::Own, message));
     }
     for (flags, mut message) in tables {
@@ -361,7 +362,8 @@ fn observe_neighbours(netlink: &mut Netlink, names: &BTreeMap<u32, String>, spac
     Ok(())
 }
 
-/// Static entries of bridges, and what tunnels have of their own. One behind a tunnel is there when both have it.
+/// Static entries of bridges, and what tunnels have of their own. One behind a tunnel in a bridge is there when both
+/// have it.
 fn observe_stations(netlink: &mut Netlink, names: &BTreeMap<u32, String>, space: &mut Space) -> Result<()> {
     let mut request = NeighbourMessage::default();
     request.header.family = AddressFamily::Bridge;
@@ -370,28 +372,34 @@ fn observe_stations(netlink: &mut Netlink, names: &BTreeMap<u32, String>, space:
     for message in netlink.dump(Message::GetNeighbour(request))? {
         let Message::NewNeighbour(message) = message else { continue };
         let Some(device) = names.get(&message.header.ifindex).cloned() else { continue };
-        let (mut mac, mut vtep) = (None, None);
+        let (mut mac, mut vtep, mut vni) = (None, None, None);
         for attribute in &message.attributes {
             match attribute {
                 NeighbourAttribute::LinkLayerAddress(m) => mac = <[u8; 6]>::try_from(m.as_slice()).ok(),
                 NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => vtep = plain(bytes),
+                NeighbourAttribute::Vni(number) => vni = Some(*number),
                 _ => {}
             }
         }
         let Some(mac) = mac.map(Mac) else { continue };
         match vtep {
-            Some(_) => drop(tunnelled.insert(Station { device, mac, vtep })),
+            Some(_) => drop(tunnelled.insert(Station { device, mac, vtep, vni })),
             None if message.header.state == NeighbourState::Noarp => drop(bridged.insert((device, mac))),
             None => {}
         }
     }
     for station in tunnelled {
         let of_bridge = bridged.remove(&(station.device.clone(), station.mac));
-        if of_bridge || station.mac == Mac([0; 6]) {
+        if of_bridge || station.vni.is_some() || station.mac == Mac([0; 6]) {
             space.stations.insert(station);
         }
     }
-    space.stations.extend(bridged.into_iter().map(|(device, mac)| Station { device, mac, vtep: None }));
+    space.stations.extend(bridged.into_iter().map(|(device, mac)| Station {
+        device,
+        mac,
+        vtep: None,
+        vni: None,
+    }));
     Ok(())
 }
 

@@ -49,6 +49,10 @@ add chain netdev t c { type filter hook egress device \"lo\" priority 0; }
 add rule netdev t c meta l4proto 17 add @s { ether daddr . ip saddr . ip daddr . th sport . th dport }
 add chain netdev t d { type filter hook ingress device \"lo\" priority 0; }
 add rule netdev t d ether daddr . ip saddr . ip daddr . th sport . th dport @s fwd to \"lo\"
+add map netdev t m { type ipv4_addr . ipv4_addr . inet_service . inet_service : iface_index; size 9; flags dynamic,timeout; timeout 2s; }
+add rule netdev t c meta l4proto 17 add @m { ip saddr . ip daddr . th sport . th dport : \"lo\" }
+add rule netdev t d ether saddr 02:00:00:00:00:01 ether saddr set 02:00:00:00:00:02
+add rule netdev t d meta l4proto 17 fwd ip to ip daddr device ip saddr . ip daddr . th sport . th dport map @m
 ";
 
 /// Places that are worked on at once.

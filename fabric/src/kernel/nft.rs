@@ -70,7 +70,7 @@ fn read(listing: &Value) -> BTreeMap<String, Table> {
             "table" => drop(table.or_default()),
             "chain" if name.starts_with("v_") => table.or_default().mark = name,
             "chain" if is_rule_chain(&name) => drop(table.or_default().chains.insert(name, Vec::new())),
-            "set" if owner == "known" && LEARNED.contains(&name.as_str()) => {
+            "set" | "map" if owner == "known" && LEARNED.iter().any(|(learned, _)| *learned == name) => {
                 table.or_default().sets.insert(name, Set::default());
             }
             "set" | "map" => drop(table.or_default().sets.insert(name, set(object))),

@@ -11,6 +11,7 @@
 //! Deliberately absent for now: IPv6 behind the uplink.
 
 mod chains;
+mod direct;
 mod gateway;
 mod known;
 mod ports;
@@ -78,6 +79,7 @@ pub struct Sections<'a> {
     pub routers: BTreeMap<Uuid, &'a Router>,
     pub groups: BTreeMap<Uuid, &'a Group>,
     pub rules: BTreeMap<u64, &'a RuleSet>,
+    network_by_vni: BTreeMap<u32, Uuid>,
     ports_by_network: BTreeMap<Uuid, Vec<&'a Port>>,
     /// By their interfaces and gateways.
     routers_by_network: BTreeMap<Uuid, Vec<&'a Router>>,
@@ -108,6 +110,7 @@ impl<'a> Sections<'a> {
     }
 
     fn index(&mut self) {
+        self.network_by_vni = self.networks.values().map(|network| (network.vni, network.id)).collect();
         for &port in self.ports.values() {
             self.ports_by_network.entry(port.network).or_default().push(port);
             for floating in &port.floating {
@@ -135,6 +138,14 @@ impl<'a> Sections<'a> {
             last.extend(networks.filter(|network| all.insert(*network)));
         }
         all
+    }
+
+    /// The networks that a distributed router joins with this one and that have ports here: known flows lead from them
+    /// to its members (`direct`).
+    fn beside(&self, network: Uuid) -> impl Iterator<Item = Uuid> {
+        let distributed = self.routers_of(network).filter(|router| !router.central);
+        let legs = distributed.flat_map(|router| &router.interfaces).map(|leg| leg.network);
+        legs.filter(|network| self.ports_by_network.contains_key(network))
     }
 
     pub fn routers_of(&self, network: Uuid) -> impl Iterator<Item = &'a Router> {
@@ -214,9 +225,13 @@ pub fn places_of(s: &Sections, key: &SectionKey, shared: bool) -> BTreeSet<Place
         SectionKey::Network(id) => {
             out.extend([Place::Network(*id), Place::Host]);
             out.extend(s.routers_of(*id).map(|router| Place::Router(router.id)));
+            let turned = s.networks.get(id).map(|network| direct::turned(network.vni));
+            let turned = turned.and_then(|vni| s.network_by_vni.get(&vni)).copied();
+            out.extend(s.beside(*id).chain(turned).map(Place::Network));
         }
         SectionKey::Members(id) => {
             out.insert(Place::Network(*id));
+            out.extend(s.beside(*id).map(Place::Network));
             out.extend(s.routers_of(*id).map(|router| Place::Router(router.id)));
             if shared {
                 let networks = s.routers_of(*id).flat_map(networks_of).chain(s.joined(*id));

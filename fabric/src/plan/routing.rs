@@ -119,7 +119,7 @@ fn add_leg(
 }
 
 /// Static neighbours of a leg: the members of the network within the subnets of the leg, without the leg itself.
-fn neighbours<'a>(
+pub fn neighbours<'a>(
     members: impl Iterator<Item = &'a Member>,
     own: &[IpNet],
     device: &str,

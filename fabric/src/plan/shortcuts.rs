@@ -15,7 +15,7 @@
 //! with a smaller MTU than another, and all of a router whose routes lead to addresses within its subnets.
 
 use super::gateway::Gateway;
-use super::{Powers, Sections, known, table};
+use super::{Powers, Sections, direct, known, table};
 use crate::Settings;
 use crate::state::{KernelState, Link, Place, Set, Space, TUNNEL, Table};
 use base::node::Router;
@@ -36,8 +36,9 @@ pub fn take(s: &Sections, settings: &Settings, state: &mut KernelState, powers: 
                 let inner = s.networks.get(id).is_some_and(|network| !network.external);
                 let away = away(space).filter(|_| inner && powers.shortcuts);
                 space.tables.extend(away.map(|table| (TABLE.to_string(), table)));
-                let known = known::flows(s, *id, space).filter(|_| inner && powers.known);
-                if let Some(table) = known {
+                let Some(network) = s.networks.get(id).filter(|_| inner && powers.known) else { continue };
+                direct::lay(s, settings, network, space);
+                if let Some(table) = known::flows(s, *id, space) {
                     space.tables.insert(known::TABLE.to_string(), table);
                     // It does not see each packet of a connection.
                     let liberal = "net/netfilter/nf_conntrack_tcp_be_liberal";
@@ -92,7 +93,7 @@ fn away(space: &Space) -> Option<Table> {
 }
 
 /// Whether addresses within the subnets are where the subnets are, and translations are those that `gateway` makes.
-fn is_plain(router: &Router, gateway: Option<&Gateway>) -> bool {
+pub fn is_plain(router: &Router, gateway: Option<&Gateway>) -> bool {
     let subnets = || router.interfaces.iter().flat_map(|interface| &interface.addresses);
     let elsewhere =
         |to: &ipnet::IpNet| subnets().any(|subnet| subnet.trunc() != *to && subnet.trunc().contains(to));

@@ -3,6 +3,8 @@
 
 #[path = "advisories.rs"]
 mod advisories;
+#[path = "known_tests.rs"]
+mod known_tests;
 
 use super::*;
 use crate::diff::diff;
@@ -253,36 +255,6 @@ fn shortcuts_follow_their_devices_and_members() {
 }
 
 #[test]
-fn flows_that_are_known_are_forgotten_with_any_change_of_rules() {
-    let all = planned_with(Powers::ALL, wide(), None);
-    let mut after = wide();
-    let Some(Section::Group(group)) = after.get_mut(&SectionKey::Group(id(7, 1))) else { panic!("a group") };
-    group.members.clear();
-    let steps = diff(&all, &planned_with(Powers::ALL, after, None));
-    let batches: Vec<String> = steps.iter().map(|step| step.to_string()).collect();
-    let batch =
-        batches.iter().find(|step| step.contains("delete element bridge shisa g4_")).expect("a member goes");
-    for set in LEARNED {
-        assert!(batch.contains(&format!("flush set {KNOWN} {set}")), "{set}: {batch}");
-    }
-    assert!(diff(&all, &all).is_empty(), "nothing is flushed without a change");
-}
-
-#[test]
-fn only_the_port_that_a_flow_is_for_lets_it_be_known() {
-    let all = planned_with(Powers::ALL, wide(), None);
-    let table = &all.places[&Place::Network(id(1, 1))].tables[KNOWN];
-    let learning: Vec<&String> = table.base.iter().filter(|line| line.contains(" add @in_")).collect();
-    assert!(!learning.is_empty());
-    for line in learning {
-        assert!(line.contains("ether daddr fa:16:3e:") && !line.contains('&'), "{line}");
-    }
-    let from: Vec<&String> = table.base.iter().filter(|line| line.contains("goto out")).collect();
-    assert!(from.iter().all(|line| line.contains("ether saddr ") && line.contains(" ip saddr ")), "{from:?}");
-    assert!(!from.is_empty());
-}
-
-#[test]
 fn a_device_that_is_made_anew_takes_its_tables_along() {
     let all = planned_with(Powers::ALL, wide(), None);
     let mut seen = all.clone();
@@ -403,9 +375,9 @@ fn a_physical_network_is_bridged_to_the_hosts_device() {
     });
 }
 
-/// A single change of the small cloud, with another node in it.
-fn changes() -> Vec<(SectionKey, Option<Section>)> {
-    let mut all = sections();
+/// Single changes of a cloud, with another node in it.
+fn changes(sections: &BTreeMap<SectionKey, Section>) -> Vec<(SectionKey, Option<Section>)> {
+    let mut all = sections.clone();
     shared(&mut all, "192.0.2.7");
     let mut out: Vec<(SectionKey, Option<Section>)> = all.keys().map(|key| (key.clone(), None)).collect();
     for (key, mut section) in all {
@@ -432,16 +404,17 @@ fn changes() -> Vec<(SectionKey, Option<Section>)> {
 
 #[test]
 fn a_change_touches_no_other_places_than_are_planned_for_it() {
-    let mut before = sections();
-    shared(&mut before, "127.0.0.1");
-    for (key, section) in changes() {
-        let mut after = before.clone();
-        match section {
-            Some(section) => after.insert(key.clone(), section),
-            None => after.remove(&key),
-        };
-        for (from, to) in [(&before, &after), (&after, &before)] {
-            check_places(&key, from, to);
+    for (mut before, powers) in [(sections(), LEAST), (wide(), Powers::ALL)] {
+        shared(&mut before, "127.0.0.1");
+        for (key, section) in changes(&before) {
+            let mut after = before.clone();
+            match section {
+                Some(section) => after.insert(key.clone(), section),
+                None => after.remove(&key),
+            };
+            for (from, to) in [(&before, &after), (&after, &before)] {
+                check_places(&key, from, to, powers);
+            }
         }
     }
 }
@@ -450,6 +423,7 @@ fn check_places(
     key: &SectionKey,
     before: &BTreeMap<SectionKey, Section>,
     after: &BTreeMap<SectionKey, Section>,
+    powers: Powers,
 ) {
     let document = |sections: &BTreeMap<SectionKey, Section>| Document {
         sections: sections.clone(),
@@ -460,12 +434,13 @@ fn check_places(
     let (old, new) = (Sections::of(&old), Sections::of(&new));
     let settings = small_settings(None);
     let places = crate::touched(&old, &new, &settings, &changed);
-    let (was, is) = (planned(before.clone(), None), planned(after.clone(), None));
+    let planned = |sections: &BTreeMap<_, _>| planned_with(powers, sections.clone(), None);
+    let (was, is) = (planned(before), planned(after));
     let differ = old.places().into_iter().chain(new.places());
     let differ: BTreeSet<Place> =
         differ.filter(|place| was.places.get(place) != is.places.get(place)).collect();
     assert!(differ.is_subset(&places), "{key:?}: {differ:?} differ, {places:?} are planned");
-    let part = plan_of(&new, &settings, LEAST, &places);
+    let part = plan_of(&new, &settings, powers, &places);
     assert_eq!(part, is.of(&places), "{key:?}: a place is the same planned alone");
 }
 

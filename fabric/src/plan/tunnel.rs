@@ -18,7 +18,7 @@ use uuid::Uuid;
 const EVERYONE: Mac = Mac([0; 6]);
 
 /// Members of a network that other nodes have, with the node.
-fn remote<'a>(
+pub fn remote<'a>(
     s: &Sections<'a>,
     settings: &'a Settings,
     network: Uuid,
@@ -79,7 +79,7 @@ pub fn dig(s: &Sections, settings: &Settings, network: &Network, space: &mut Spa
     let members = remote(s, settings, network.id).map(|(member, vtep)| (member.mac, vtep));
     for (mac, vtep) in members.chain(legs) {
         for mac in [mac, EVERYONE] {
-            space.stations.insert(Station { device: TUNNEL.to_string(), mac, vtep: Some(vtep) });
+            space.stations.insert(Station { device: TUNNEL.to_string(), mac, vtep: Some(vtep), vni: None });
         }
     }
     for (member, _) in remote(s, settings, network.id) {
@@ -107,7 +107,7 @@ fn stay_here(s: &Sections, settings: &Settings, network: &Network, space: &mut S
     }
     for (router, interface) in distributed_legs(s, network.id) {
         let device = leg_port(interface.port);
-        space.stations.insert(Station { device, mac: interface.mac, vtep: None });
+        space.stations.insert(Station { device, mac: interface.mac, vtep: None, vni: None });
         for address in interface.addresses.iter().filter(|_| router.admin_up) {
             space.neighbours.insert((BRIDGE.to_string(), address.addr()), interface.mac);
         }
@@ -119,7 +119,7 @@ fn stay_here(s: &Sections, settings: &Settings, network: &Network, space: &mut S
     }
 }
 
-fn distributed_legs<'a>(
+pub fn distributed_legs<'a>(
     s: &Sections<'a>,
     network: Uuid,
 ) -> impl Iterator<Item = (&'a Router, &'a base::node::RouterInterface)> {

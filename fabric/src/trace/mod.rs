@@ -2,13 +2,15 @@
 //!
 //! It walks the first packet of a flow through bridges, tunnels, routers and their rules as `plan` made them for each
 //! node, in the way the kernel would. Answers of a flow that was let through are let through by the state of its
-//! connection, so they are not walked. A rule that it cannot read is an error and never a guess.
+//! connection, so they are not walked. A rule that it cannot read is an error and never a guess. Where later packets
+//! would go another way (`straight`), the first one's way must lead to the same place.
 //!
 //! Deliberately absent: ARP and neighbour discovery (who has an address is taken from the documents), fragments, what
 //! the world beyond an external network does.
 
 mod packet;
 mod rules;
+mod straight;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -126,7 +128,9 @@ impl World {
                 return Ok(Way { hops, end: End::Lost { why } });
             }
         }
+        let mut straight = None;
         for _ in 0..PLACES_MAX {
+            straight = straight.or(self.straight(&at, &packet)?);
             let here = Hop { node: at.node.clone(), place: at.place, what: String::new() };
             packet.came.clone_from(&at.device);
             let (step, what) = match at.place {
@@ -138,6 +142,10 @@ impl World {
                 ),
             };
             hops.push(Hop { what, ..here });
+            if let Some(straight) = &straight {
+                self.same(straight, at.place, &step, &packet)?;
+            }
+            straight = straight.filter(|_| !matches!(&step, Step::To(next) if next.device == TUNNEL));
             match step {
                 Step::To(next) => at = next,
                 Step::End(end) => return Ok(Way { hops, end }),

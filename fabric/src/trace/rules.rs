@@ -112,8 +112,14 @@ impl<'a> Reader<'a> {
                 "tcp" if words.peek() == Some("option") => return Ok(Flow::Next),
                 "flow" => return Ok(Flow::Next),
                 "fwd" => {
-                    while !matches!(words.need()?.as_str(), "to" | "device") || words.ahead(1).is_some() {}
-                    return Ok(Flow::Forward(words.need()?));
+                    let before = if words.peek() == Some("to") { "to" } else { "device" };
+                    while words.need()? != before {}
+                    return Ok(self.value(&mut words)?.map_or(Flow::Next, Flow::Forward));
+                }
+                "ether" if words.ahead(0) == Some("saddr") && words.ahead(1) == Some("set") => {
+                    words.skip(2);
+                    let mac = words.need()?;
+                    self.packet.source_mac = mac.parse().map_err(|_| format!("'{mac}' is no MAC"))?;
                 }
                 "snat" | "dnat" => {
                     if !self.translate(&word, &mut words)? {
@@ -384,6 +390,7 @@ mod tests {
             ("map".to_string(), set("type ipv4_addr : ipv4_addr", &[(&["10.0.0.5"], "192.0.2.7")])),
             ("steer".to_string(), set("typeof x : mark; flags interval", &[(&["10.0.1.6", "20-30"], "77")])),
             ("to".to_string(), set("type ifname : verdict", &[(&["tap1"], "goto end")])),
+            ("by".to_string(), set("type ipv4_addr . x : iface_index", &[(&["10.0.0.5", "22"], "qr-c")])),
         ]);
         let chains = BTreeMap::from([("end".to_string(), vec!["drop".to_string()])]);
         let table = Table { base, sets, chains, ..Table::default() };
@@ -430,6 +437,12 @@ mod tests {
         );
         check(&["ip ttl > 1 ip daddr 10.0.9.9 drop", "ip ttl > 64 drop"], plain);
         check(&["ip ttl > 1 ip hdrlength 5 fwd ip to ip daddr device \"qr-b\""], Ok("by qr-b"));
+        check(&["fwd ip to ip daddr device ip saddr . th dport map @by"], Ok("by qr-c"));
+        check(&["fwd ip to ip daddr device ip daddr . th dport map @by", "drop"], Ok("c: drop"));
+        check(
+            &["ether saddr set 02:00:00:00:00:07", "ether saddr 02:00:00:00:00:07 drop"],
+            Ok("c: ether saddr 02:00:00:00:00:07 drop"),
+        );
         check(
             &["ct state established meta l4proto { tcp, udp } flow add @flows", "fwd to \"vxlan0\""],
             Ok("by vxlan0"),

@@ -288,6 +288,57 @@ fn a_floating_address_is_reached_on_its_node() {
     }
 }
 
+/// Port 1 to port 3, on another node and by the router, after something was changed on the nodes.
+fn straight(change: impl Fn(u8, &mut KernelState)) -> Result<End, String> {
+    let mut world = world(false);
+    for (n, node) in (1..).zip(world.nodes.values_mut()) {
+        change(n, &mut node.state);
+    }
+    let flow = Flow { to: "10.0.2.6".parse().unwrap(), protocol: 1, port: None };
+    world.trace(id(3, 1), flow).map(|way| way.end)
+}
+
+#[test]
+fn known_flows_are_led_where_the_whole_way_leads() {
+    let (one, two) = (Place::Network(id(1, 1)), Place::Network(id(1, 2)));
+    let here = |state: &mut KernelState| state.places.get_mut(&one).unwrap().clone();
+    straight(|n, state| assert!(n != 1 || here(state).links.contains_key(crate::state::DIRECT))).unwrap();
+    assert_eq!(straight(|_, _| {}), Ok(End::Delivered { port: id(3, 3) }));
+    let station = |edit: fn(&mut crate::state::Station)| {
+        straight(move |n, state| {
+            if n != 1 {
+                return;
+            }
+            let space = state.places.get_mut(&one).unwrap();
+            let edited = |mut station: crate::state::Station| {
+                if station.device == crate::state::DIRECT {
+                    edit(&mut station);
+                }
+                station
+            };
+            space.stations = std::mem::take(&mut space.stations).into_iter().map(edited).collect();
+        })
+    };
+    let elsewhere = |got: Result<End, String>| {
+        let why = got.unwrap_err();
+        assert!(why.contains("led elsewhere"), "{why}");
+    };
+    elsewhere(station(|station| station.vni = Some(1)));
+    elsewhere(station(|station| station.vtep = Some(vtep(9))));
+    elsewhere(straight(|n, state| {
+        // The receiver does not make the source its router's leg.
+        let table = state.places.get_mut(&two).and_then(|space| space.tables.get_mut(crate::plan::KNOWN));
+        let table = table.filter(|_| n == 2).into_iter();
+        table.for_each(|table| table.base.retain(|line| !line.contains("ether saddr set")));
+    }));
+    let lost = straight(|n, state| {
+        if n == 1 {
+            state.places.get_mut(&one).unwrap().neighbours.clear();
+        }
+    });
+    assert!(lost.unwrap_err().contains("have no end"));
+}
+
 #[test]
 fn what_cannot_go_says_why() {
     check(false, 4, "10.0.2.6", SSH, ("1:net", "lost: nobody on the network has 10.0.1.1"));

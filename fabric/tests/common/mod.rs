@@ -4,6 +4,7 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub mod hosts;
+pub mod raw;
 
 use base::node::*;
 use base::units::Mac;
