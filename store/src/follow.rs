@@ -182,6 +182,7 @@ impl Follower {
         }
         self.state.epoch = head.epoch;
         self.shared.published.publish(self.state.clone(), Vec::new());
+        self.shared.published.take_over();
         self.shared.lease.confirmed(sent);
         tracing::info!("owns the cell under epoch {} from revision {}", head.epoch, head.revision);
         Ok(true)

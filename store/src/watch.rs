@@ -4,12 +4,16 @@ use crate::lane::Shared;
 use crate::log::{Entry, Revision};
 use crate::state::State;
 use arc_swap::ArcSwap;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::watch;
 
 /// States remembered beside the newest.
 const STATES_MAX: usize = 1_024;
+/// States that are remembered of the owners before by one that took over, and the entries that it writes until it
+/// forgets them: what those wrote and did not answer is asked again among all that waited meanwhile.
+const TAKEN_MAX: usize = 4_096;
+const TAKEN_FOR: Revision = 16_384;
 
 /// What a watcher is told.
 pub enum News {
@@ -34,6 +38,9 @@ struct Past {
     ring: VecDeque<Arc<Entry>>,
     /// The states that the last entries of the ring came upon.
     before: VecDeque<State>,
+    /// Those that entries of the owners before came upon, and the revision until which they are remembered.
+    taken: BTreeMap<Revision, State>,
+    taken_until: Revision,
     /// Revisions by the mutation that made them.
     done: HashMap<Box<str>, Vec<Revision>>,
 }
@@ -42,6 +49,9 @@ impl Past {
     fn push(&mut self, entry: Arc<Entry>, before: State, ring_max: usize) {
         if !entry.cause.mutation.is_empty() {
             self.done.entry(entry.cause.mutation.as_str().into()).or_default().push(entry.revision);
+        }
+        if entry.revision > self.taken_until {
+            self.taken.clear();
         }
         self.ring.push_back(entry);
         self.before.push_back(before);
@@ -59,8 +69,28 @@ impl Past {
         let first = self.ring.front()?.revision;
         let n = revision.checked_sub(first)? as usize;
         let entry = self.ring.get(n)?.clone();
-        let skipped = self.ring.len() - self.before.len();
-        Some((entry, n.checked_sub(skipped).and_then(|n| self.before.get(n)).cloned()))
+        let recent = n.checked_sub(self.skipped()).and_then(|n| self.before.get(n));
+        Some((entry, recent.or_else(|| self.taken.get(&revision)).cloned()))
+    }
+
+    /// Entries of the ring whose states are not remembered.
+    fn skipped(&self) -> usize {
+        self.ring.len() - self.before.len()
+    }
+
+    /// The last entries, each with the state that it came upon.
+    fn remembered(&self) -> impl Iterator<Item = (&Arc<Entry>, &State)> {
+        self.ring.iter().skip(self.skipped()).zip(&self.before)
+    }
+
+    fn take_over(&mut self) {
+        let states: Vec<_> =
+            self.remembered().map(|(entry, state)| (entry.revision, state.clone())).collect();
+        self.taken.extend(states);
+        while self.taken.len() > TAKEN_MAX {
+            self.taken.pop_first();
+        }
+        self.taken_until = self.ring.back().map_or(0, |entry| entry.revision + TAKEN_FOR);
     }
 }
 
@@ -103,6 +133,11 @@ impl Published {
         self.tell(revision);
     }
 
+    /// This process owns the cell from now on.
+    pub fn take_over(&self) {
+        self.past().take_over();
+    }
+
     /// Notes who did what before this process came: they are not to be done again.
     pub fn done_before(&self, mutation: &str, revision: Revision) {
         self.past().done.entry(mutation.into()).or_default().push(revision);
@@ -127,16 +162,15 @@ impl Published {
     /// The entries after `after` whose states are remembered, oldest first.
     pub fn remembered(&self, after: Revision, max: usize) -> Vec<Arc<Entry>> {
         let past = self.past();
-        let skipped = past.ring.len() - past.before.len();
-        past.ring.iter().skip(skipped).filter(|entry| entry.revision > after).take(max).cloned().collect()
+        let later = past.remembered().map(|(entry, _)| entry).filter(|entry| entry.revision > after);
+        later.take(max).cloned().collect()
     }
 
     /// Those of a kind, each with the state that it came upon.
     pub fn remembered_of(&self, is: impl Fn(&Entry) -> bool) -> Vec<(Arc<Entry>, State)> {
         let past = self.past();
-        let skipped = past.ring.len() - past.before.len();
-        let known = past.ring.iter().skip(skipped).zip(&past.before);
-        known.filter(|(entry, _)| is(entry)).map(|(entry, state)| (entry.clone(), state.clone())).collect()
+        let known = past.remembered().filter(|(entry, _)| is(entry));
+        known.map(|(entry, state)| (entry.clone(), state.clone())).collect()
     }
 
     /// The entries after `after` up to `to`; none when they are not all remembered.
