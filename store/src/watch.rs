@@ -14,6 +14,8 @@ const STATES_MAX: usize = 1_024;
 /// forgets them: what those wrote and did not answer is asked again among all that waited meanwhile.
 const TAKEN_MAX: usize = 4_096;
 const TAKEN_FOR: Revision = 16_384;
+/// Entries of which it is remembered for which mutation they were; the door asks for thirty seconds.
+pub(crate) const DONE_MAX: usize = 65_536;
 
 /// What a watcher is told.
 pub enum News {
@@ -41,26 +43,45 @@ struct Past {
     /// Those that entries of the owners before came upon, and the revision until which they are remembered.
     taken: BTreeMap<Revision, State>,
     taken_until: Revision,
-    /// Revisions by the mutation that made them.
-    done: HashMap<Box<str>, Vec<Revision>>,
+    /// Revisions by the mutation that made them, and the mutations in that order.
+    done: HashMap<Arc<str>, Vec<Revision>>,
+    done_order: VecDeque<(Revision, Arc<str>)>,
+    /// Up to here `done` has all.
+    done_until: Revision,
 }
 
 impl Past {
     fn push(&mut self, entry: Arc<Entry>, before: State, ring_max: usize) {
-        if !entry.cause.mutation.is_empty() {
-            self.done.entry(entry.cause.mutation.as_str().into()).or_default().push(entry.revision);
-        }
+        self.note_done(&entry.cause.mutation, entry.revision);
         if entry.revision > self.taken_until {
             self.taken.clear();
         }
         self.ring.push_back(entry);
         self.before.push_back(before);
         while self.ring.len() > ring_max {
-            let Some(gone) = self.ring.pop_front() else { break };
-            self.done.remove(gone.cause.mutation.as_str());
+            self.ring.pop_front();
         }
         while self.before.len() > STATES_MAX.min(self.ring.len()) {
             self.before.pop_front();
+        }
+    }
+
+    fn note_done(&mut self, mutation: &str, revision: Revision) {
+        self.done_until = self.done_until.max(revision);
+        if mutation.is_empty() {
+            return;
+        }
+        let mutation: Arc<str> = mutation.into();
+        self.done.entry(mutation.clone()).or_default().push(revision);
+        self.done_order.push_back((revision, mutation));
+        while self.done_order.len() > DONE_MAX {
+            let Some((revision, mutation)) = self.done_order.pop_front() else { break };
+            if let Some(revisions) = self.done.get_mut(&mutation) {
+                revisions.retain(|r| *r != revision);
+                if revisions.is_empty() {
+                    self.done.remove(&mutation);
+                }
+            }
         }
     }
 
@@ -129,7 +150,7 @@ impl Published {
     pub fn restart(&self, state: State) {
         let revision = state.revision;
         self.state.store(Arc::new(state));
-        *self.past() = Past::default();
+        *self.past() = Past { done_until: revision, ..Past::default() };
         self.tell(revision);
     }
 
@@ -140,14 +161,27 @@ impl Published {
 
     /// Notes who did what before this process came: they are not to be done again.
     pub fn done_before(&self, mutation: &str, revision: Revision) {
-        self.past().done.entry(mutation.into()).or_default().push(revision);
+        self.past().note_done(mutation, revision);
     }
 
-    /// What was done for a mutation, in order. An entry is missing when only its revision is remembered.
-    pub fn done(&self, mutation: &str) -> Vec<Option<(Arc<Entry>, State)>> {
+    /// What was done for a mutation up to the revision beside it, in order. An entry is missing when only its revision
+    /// is remembered.
+    pub fn done(&self, mutation: &str) -> (Vec<Option<(Arc<Entry>, State)>>, Revision) {
         let past = self.past();
         let revisions = past.done.get(mutation).into_iter().flatten();
-        revisions.map(|r| past.at(*r).and_then(|(entry, before)| Some((entry, before?)))).collect()
+        let done =
+            revisions.map(|r| past.at(*r).and_then(|(entry, before)| Some((entry, before?)))).collect();
+        (done, past.done_until)
+    }
+
+    /// Whether something was done for a mutation after a revision.
+    pub fn is_done_after(&self, mutation: &str, revision: Revision) -> bool {
+        self.past().done.get(mutation).is_some_and(|revisions| revisions.iter().any(|r| *r > revision))
+    }
+
+    /// Up to where it is known what was done.
+    pub fn done_until(&self) -> Revision {
+        self.past().done_until
     }
 
     /// The state at a revision, while it is remembered.
