@@ -7,14 +7,15 @@
 //! The two directions are apart: a plane that is away stops neither the guests nor their restarts. What fails is
 //! tried again after `RETRY_MIN`, doubling up to `RETRY_MAX`.
 
-use crate::Machine;
 use crate::ledger::Ledger;
 use crate::link::Link;
 use crate::observed::Observed;
+use crate::{Machine, Met};
 use base::node::{DOCUMENT_WAIT_MAX, Document, Generation, Hello, Known, Patch, Patched};
 use base::{Error, Kind, Result};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(10);
@@ -45,21 +46,23 @@ async fn limited<T>(limit: Duration, answer: impl Future<Output = Result<T>>) ->
 }
 
 /// Tells the plane what this node is, until it has heard it.
-pub async fn greet(link: &Link, hello: Hello) {
+pub async fn greet(link: &Link, hello: Hello, met: &watch::Sender<Met>) {
     let mut retry = Retry(RETRY_MIN);
     while let Err(error) = limited(ANSWER_MAX, link.hello(hello.clone())).await {
         retry.wait("the plane has not taken the hello", &error).await;
     }
+    met.send_modify(|met| met.greeted = true);
 }
 
 /// Tells what is seen, for ever.
-pub async fn tell(link: &Link, observed: &Observed) {
+pub async fn tell(link: &Link, observed: &Observed, met: &watch::Sender<Met>) {
     let mut retry = Retry(RETRY_MIN);
     loop {
         let report = observed.next().await;
         match limited(ANSWER_MAX, link.report(report.clone())).await {
             Ok(()) => {
                 observed.taken();
+                met.send_modify(|met| met.reported = true);
                 retry = Retry(RETRY_MIN);
             }
             Err(error) => {

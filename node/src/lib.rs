@@ -87,6 +87,22 @@ struct Inner {
     observed: Arc<Observed>,
     /// The newest document, for those who ask the node directly.
     document: watch::Sender<Arc<Document>>,
+    met: watch::Sender<Met>,
+}
+
+/// How far a node's process has come with its plane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Met {
+    /// The plane has taken what the node is.
+    pub greeted: bool,
+    /// It has taken what the node saw when it had acted on a document.
+    pub reported: bool,
+}
+
+impl Met {
+    pub fn all(self) -> bool {
+        self.greeted && self.reported
+    }
 }
 
 /// What carries a document out.
@@ -97,8 +113,8 @@ enum Machine {
 
 impl Node {
     pub fn new(settings: Settings) -> Node {
-        let inner = Inner { settings, observed: Arc::default(), document: watch::channel(Arc::default()).0 };
-        Node { inner: Arc::new(inner) }
+        let (observed, document, met) = (Arc::default(), watch::Sender::default(), watch::Sender::default());
+        Node { inner: Arc::new(Inner { settings, observed, document, met }) }
     }
 
     pub fn name(&self) -> &str {
@@ -120,8 +136,8 @@ impl Node {
             MachineKind::Simulated(kind) => self.simulated(kind).await?,
             MachineKind::Qemu => self.qemu(&link).await?,
         };
-        let tell =
-            async { tokio::join!(agent::greet(&link, hello), agent::tell(&link, &self.inner.observed)) };
+        let Inner { observed, met, .. } = &*self.inner;
+        let tell = async { tokio::join!(agent::greet(&link, hello, met), agent::tell(&link, observed, met)) };
         tokio::select! {
             result = agent::follow(&link, ledger, &mut machine) => result,
             _ = tell => Ok(()),
@@ -228,6 +244,11 @@ impl Node {
     /// The document that the node acts on, as it comes.
     pub fn document(&self) -> watch::Receiver<Arc<Document>> {
         self.inner.document.subscribe()
+    }
+
+    /// How far this process has come with the plane, as it comes.
+    pub fn met(&self) -> watch::Receiver<Met> {
+        self.inner.met.subscribe()
     }
 
     /// The last `lines` lines of a guest's serial console, or as much as is kept.

@@ -1,7 +1,7 @@
 //! The command line: what may be said, and which module carries it out.
 
 use crate::state::Directory;
-use crate::{control, demo, door, down, env, join, plane, records, rollout, status, token, trace, up};
+use crate::{control, demo, door, down, env, join, nodes, plane, records, rollout, status, token, trace, up};
 use base::{Error, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fleet::door::Certificates;
@@ -57,6 +57,9 @@ enum Command {
     /// Look into the cloud's network
     #[command(subcommand)]
     Network(Network),
+    /// Be the nodes of this machine: `shisa up` starts it
+    #[command(hide = true)]
+    Nodes(NodesRun),
     /// Answers the guests of a node: the node starts it
     #[command(hide = true)]
     Responder(Responder),
@@ -356,6 +359,9 @@ pub struct RolloutStart {
     /// Try nothing on a copy of the cloud: no conformance, no rehearsal of the way back
     #[arg(long, conflicts_with = "conformance")]
     pub without_copy: bool,
+    /// Nodes keep the binary that they have
+    #[arg(long)]
+    pub no_nodes: bool,
     /// How long it is watched after the switch, and taken back when something goes wrong: 30s, 10m, 1h
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = seconds)]
     pub bake: i64,
@@ -392,6 +398,16 @@ pub struct Plane {
     /// Where nodes on other machines reach the door
     #[arg(long, value_name = "HOST:PORT")]
     pub reach: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct NodesRun {
+    #[arg(long, value_name = "N")]
+    pub nodes: u32,
+    #[arg(long, value_name = "DEVICE")]
+    pub uplink: Option<String>,
+    #[arg(long, value_name = "ADDRESS")]
+    pub address: Option<IpAddr>,
 }
 
 #[derive(Args, Debug)]
@@ -462,6 +478,7 @@ pub async fn run(cli: Cli, begin: Instant) -> Result<ExitCode> {
         Command::Plane(planes) => control::run(&directory, &planes).await?,
         Command::Rollout(words) => rollout::command::run(&directory, &words, begin).await?,
         Command::Network(Network::Trace(trace)) => return trace::run(&directory, &trace).await,
+        Command::Nodes(words) => nodes::process::run(&directory, &words).await?,
         Command::Responder(of) => node::respond(&of.node, of.cloud).await?,
     }
     Ok(ExitCode::SUCCESS)

@@ -10,6 +10,7 @@
 //! planes/NAME/ sockets and log of a plane
 //! rollouts.json  what became of the last rollouts; conformance.log is what a suite of theirs said
 //! door/        socket of the front door for this machine's own commands, its log
+//! local/       lock and log of the process that is this machine's nodes
 //! rehearsal/   a copy of the cloud, while a rollout tries things on it
 //! control      where `shisa plane` and `shisa rollout` ask the process that is up
 //! clouds.yaml  for the clients; demo.key logs in to the demo server
@@ -38,8 +39,9 @@ use uuid::Uuid;
 /// The format of the directory. A larger one in `cloud.json` is of a newer version.
 pub const FORMAT: u32 = 1;
 /// Names that are ours: `wipe` removes these and nothing else.
-const OURS: [&str; 23] = [
+const OURS: [&str; 24] = [
     "door",
+    "local",
     "rehearsal",
     "conformance.log",
     "process",
@@ -143,6 +145,11 @@ impl Directory {
     /// What the front door keeps.
     pub fn door(&self) -> PathBuf {
         self.path.join("door")
+    }
+
+    /// What the process of this machine's nodes keeps for itself.
+    pub fn local(&self) -> PathBuf {
+        self.path.join("local")
     }
 
     pub fn rollouts(&self) -> PathBuf {

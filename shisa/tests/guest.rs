@@ -105,6 +105,18 @@ fn a_real_guest_outlives_a_crash_and_comes_back_after_a_stop() {
     assert_eq!(ping.lost(), "0");
     assert_eq!(real.guests(), guests);
 
+    // Nor does another binary of the node's process touch it.
+    let uptime = || said(&real.ssh(&address, "cut -d. -f1 /proc/uptime")).parse::<u64>().unwrap();
+    let (before, ping) = (uptime(), Ping::start(&address));
+    let candidate = real.state.with_file_name("candidate");
+    std::fs::copy(env!("CARGO_BIN_EXE_shisa"), &candidate).unwrap();
+    let candidate = candidate.to_str().unwrap();
+    let words = ["rollout", "start", "--binary", candidate, "--bake", "1s", "--without-copy"];
+    assert!(said(&run(&real.state, &words)).contains("the nodes of this machine are process"));
+    assert!(uptime() >= before);
+    assert_eq!(ping.lost(), "0");
+    assert_eq!(real.guests(), guests);
+
     // A stop leaves nothing, and the next start brings the server back with its files.
     let begin = Instant::now();
     assert!(cloud.stop().contains("stopped"));

@@ -103,6 +103,12 @@ pub struct Rollout {
     /// Nothing was tried on a copy, as the operator wished.
     #[serde(default)]
     pub without_copy: bool,
+    /// Nodes keep their binary, as the operator wished.
+    #[serde(default)]
+    pub no_nodes: bool,
+    /// What the nodes of this machine ran before, once they run the candidate's binary.
+    #[serde(default)]
+    pub local_before: Option<PathBuf>,
     /// A plane of the old binary stood by before.
     pub had_standby: bool,
     pub outcome: Outcome,
@@ -271,6 +277,8 @@ mod tests {
             bake_s: 60,
             conformance: None,
             without_copy: false,
+            no_nodes: false,
+            local_before: None,
             had_standby: false,
             outcome: Outcome::Running,
             begun: now(),
