@@ -1,7 +1,9 @@
 //! The command line: what may be said, and which module carries it out.
 
 use crate::state::Directory;
-use crate::{control, demo, door, down, env, join, nodes, plane, records, rollout, status, token, trace, up};
+use crate::{
+    control, demo, door, down, env, join, nodes, plane, program, records, rollout, status, token, trace, up,
+};
 use base::{Error, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fleet::door::Certificates;
@@ -80,7 +82,7 @@ pub struct Up {
     /// What runs servers [default: what the state directory has, else qemu where root may run it]
     #[arg(long, value_name = "MACHINE")]
     pub machine: Option<Machine>,
-    /// How many nodes this process is (more than one only with simulated ones; 0: all are on other machines)
+    /// How many nodes this machine is (more than one only with simulated ones; 0: all are on other machines)
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=10_000))]
     pub nodes: u32,
     /// Where nodes on other machines are listened for, by TLS; without it there are none
@@ -89,7 +91,7 @@ pub struct Up {
     /// How nodes reach that, where it is not the address itself
     #[arg(long, value_name = "HOST:PORT", requires = "node_listen")]
     pub node_url: Option<String>,
-    /// The address that this process's own node has for the others [default: that of --node-listen]
+    /// The address that this machine's own node has for the others [default: that of --node-listen]
     #[arg(long, value_name = "ADDRESS")]
     pub address: Option<IpAddr>,
     /// The host's network device through which servers reach the world; without it they end at the host
@@ -174,6 +176,9 @@ enum NodeCommand {
     Token(Token),
     /// The same as without a word
     Run(Run),
+    /// Say what this build is, as JSON
+    #[command(hide = true)]
+    Program,
 }
 
 #[derive(Args, Debug)]
@@ -460,6 +465,7 @@ pub async fn run(cli: Cli, begin: Instant) -> Result<ExitCode> {
         Command::Node(Node { command: Some(NodeCommand::Token(token)), .. }) => {
             token::run(&directory, &token).await?;
         }
+        Command::Node(Node { command: Some(NodeCommand::Program), .. }) => program::run()?,
         Command::Node(Node { command: Some(NodeCommand::Run(run)), .. } | Node { command: None, run }) => {
             join::run(&directory, &run, begin).await?;
         }

@@ -27,6 +27,7 @@ mod machine;
 mod nodes;
 mod plane;
 mod planes;
+mod program;
 mod progress;
 mod pulse;
 mod range;

@@ -18,6 +18,7 @@ pub use keeper::Keeper;
 use crate::cli::Machine;
 use crate::machine;
 use crate::state::Ids;
+use base::program::Runs;
 use base::{Error, Result};
 use node::remote::Remote;
 use node::{MachineKind, Met, Node, Settings, Simulated};
@@ -99,6 +100,11 @@ impl Nodes {
         // There may be none.
         let _ = stop.wait_for(|stop| *stop).await;
         Ok(())
+    }
+
+    /// What all of them run, told with what they are.
+    pub fn say(&self, runs: &Runs) {
+        self.nodes.iter().for_each(|node| node.says(runs.clone()));
     }
 
     /// Waits until every node has come so far.

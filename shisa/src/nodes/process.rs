@@ -5,9 +5,11 @@
 
 use super::{Nodes, Said, Told, Wishes};
 use crate::cli::NodesRun;
+use crate::plane::broken;
 use crate::progress::say;
 use crate::state::Directory;
 use crate::{files, logging};
+use base::program::Runs;
 use base::{Error, Result};
 use node::Process;
 use rustix::fs::{FlockOperation, flock};
@@ -34,10 +36,16 @@ pub async fn run(directory: &Directory, words: &NodesRun) -> Result<()> {
     let state = std::fs::canonicalize(directory.path())?;
     let wishes = Wishes { nodes: words.nodes, uplink: words.uplink.clone(), address: words.address };
     let nodes = Nodes::new(&ids, &state, &wishes, move || told.borrow().clone());
+    let program = node::program::own(env!("CARGO_PKG_VERSION"))?;
+    nodes.say(&Runs { program, ..Runs::default() });
     // Its end is the process's, by the keeper.
     let (_stop, stopped) = watch::channel(false);
+    let work = async {
+        broken::nodes().await;
+        nodes.work(stopped).await
+    };
     tokio::select! {
-        outcome = nodes.work(stopped) => outcome,
+        outcome = work => outcome,
         () = tell(&nodes) => Ok(()),
     }
 }

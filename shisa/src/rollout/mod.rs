@@ -40,6 +40,7 @@ pub use record::{Outcome, Rollout, Seat};
 use rehearsal::Stage;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex as Plain};
 use std::time::{Duration, Instant};
@@ -144,6 +145,7 @@ impl Rollouts {
             without_copy: new.without_copy,
             no_nodes: new.no_nodes,
             local_before: None,
+            nodes_before: BTreeMap::new(),
             had_standby,
             outcome: Outcome::Running,
             begun: now(),
