@@ -127,18 +127,21 @@ planes-test-broken: deps-test ## that planes-test finds an owner that is not fen
 
 # Each broken candidate with the step of a rollout that must find it.
 CANDIDATES := break-digest:digest break-answer:reads break-panic:reads break-change:changes break-slow:cost break-leak:cost \
-  break-contract:conformance break-back:rehearsal break-after:bake
+  break-contract:conformance break-back:rehearsal break-after:bake break-nodes:local
 
 rollout-test-broken: deps ## that a rollout finds candidates that are broken on purpose, before or after the switch
 	@mkdir -p $(TARGET)/broken; \
 	cargo build -q -p shisa --features break-candidate || exit 1; \
-	for fault in $(CANDIDATES); do cp $(TARGET)/debug/shisa $(TARGET)/broken/$${fault%:*} || exit 1; done; \
+	for fault in $(CANDIDATES) any; do cp $(TARGET)/debug/shisa $(TARGET)/broken/$${fault%:*} || exit 1; done; \
 	cargo test -q -p shisa --test rollout --no-run || exit 1; \
 	for fault in $(CANDIDATES); do \
 	  said=$$(SHISA_CANDIDATE=$(abspath $(TARGET))/broken/$${fault%:*} SHISA_EXPECT=$${fault#*:} \
 	    cargo test -q -p shisa --test rollout -- --ignored --nocapture 2>&1) || { echo "$$said"; echo "$${fault%:*}: FAILED"; exit 1; }; \
 	  echo "$${fault%:*}: $$(grep '^rollout 1 did not end' <<<"$$said")"; \
-	done
+	done; \
+	said=$$(SHISA_CANDIDATE=$(abspath $(TARGET))/broken/any SHISA_FAULT=break-nodes \
+	  cargo test -q -p shisa --test join -- --ignored --nocapture 2>&1) || { echo "$$said"; echo "a node that hangs: FAILED"; exit 1; }; \
+	echo "a node that hangs: $$(grep '^rollout 1 did not end' <<<"$$said")"
 
 # The version before this one: the last tag, else what main was before its last merge.
 LAST ?= $(shell git describe --tags --abbrev=0 2>/dev/null || git rev-parse --verify -q main^1 || git rev-parse HEAD^1)

@@ -24,6 +24,8 @@ pub const DOCUMENT: &str = "/v1/document";
 pub const REPORT: &str = "/v1/report";
 /// With the image's id behind it.
 pub const IMAGES: &str = "/v1/images/";
+/// With the SHA-256 of a program behind it.
+pub const PROGRAMS: &str = "/v1/programs/";
 pub const QUESTIONS: &str = "/v1/questions";
 pub const ANSWERS: &str = "/v1/answers";
 

@@ -1,5 +1,5 @@
-//! What every crate shares: ids, errors, time, the caller's context, loops, the contract between plane and node (`node`)
-//! and how the two meet (`join`).
+//! What every crate shares: ids, errors, time, the caller's context, loops, the contract between plane and node (`node`),
+//! how the two meet (`join`), and what nodes run (`program`).
 //!
 //! Deliberately absent: anything that knows a service, a wire format or the store.
 
@@ -10,6 +10,7 @@ pub mod id;
 pub mod join;
 pub mod node;
 pub mod pass;
+pub mod program;
 pub mod secret;
 pub mod time;
 pub mod units;

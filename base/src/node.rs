@@ -15,7 +15,9 @@
 //!
 //! Limits: `DOCUMENT_WAIT_MAX` for one long poll.
 
+use crate::Timestamp;
 use crate::fnv::{Fnv, fnv};
+use crate::program::{Order, Runs};
 use crate::units::Mac;
 use imbl::ordmap::DiffItem;
 use imbl::ordset::DiffItem as SetDiffItem;
@@ -50,11 +52,13 @@ pub struct Known {
     pub generation: Generation,
     /// Of its document. Told when it may be asking another process than before.
     pub sum: Option<u64>,
+    /// When the last order that it knows was given, zero where it had none. None: it takes none.
+    pub order: Option<Timestamp>,
 }
 
 impl From<Generation> for Known {
     fn from(generation: Generation) -> Known {
-        Known { generation, sum: None }
+        Known { generation, ..Known::default() }
     }
 }
 
@@ -75,6 +79,9 @@ pub struct Patch {
     /// The sum of the document that comes of it, where that is not certain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sum: Option<u64>,
+    /// Which program the node is to run, where it does not know it yet. It is no part of the document.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<Order>,
 }
 
 /// What became of a patch.
@@ -730,6 +737,9 @@ pub struct Hello {
     pub physical: BTreeSet<String>,
     /// Unix time of its boot, in seconds.
     pub booted: i64,
+    /// What it runs; none: it is of a version that does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runs: Option<Runs>,
 }
 
 #[cfg(test)]

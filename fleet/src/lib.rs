@@ -8,7 +8,7 @@
 //!
 //! Limits: `HEARD_MAX` without a word and a node counts as down; for those that others need at once see `heard`.
 //!
-//! Several planes stand over one cell: the `door` carries clients to the one that is active.
+//! What program a node runs is ordered, too (`order`). Several planes stand over one cell: the `door` carries clients to the one that is active.
 //!
 //! Deliberately absent so far: fencing.
 
@@ -20,6 +20,7 @@ mod heard;
 pub mod join;
 mod listener;
 pub mod node;
+mod order;
 pub mod plane;
 mod question;
 mod rest;
@@ -27,6 +28,7 @@ mod silent;
 
 pub use document::{Source, Touched};
 pub use node::{Node, NodeId};
+pub use order::{Far, ORDERS_MAX};
 pub use rest::{App, service};
 pub use silent::SilentNodesClosed;
 
@@ -77,6 +79,7 @@ struct Inner {
     sinks: Vec<Sink>,
     questions: Questions,
     heard: Mutex<Heard>,
+    waiting: order::Waiting,
 }
 
 impl Fleet {
@@ -84,7 +87,8 @@ impl Fleet {
     pub fn new(cell: Cell, sources: Vec<Source>, sinks: Vec<Sink>) -> Fleet {
         let documents = Documents::new(cell.clone(), sources);
         let (questions, heard) = (Questions::default(), Mutex::new(Heard::new(Instant::now())));
-        let inner = Inner { cell, documents, sinks, questions, heard };
+        let waiting = order::Waiting::default();
+        let inner = Inner { cell, documents, sinks, questions, heard, waiting };
         Fleet { inner: Arc::new(inner) }
     }
 
@@ -145,7 +149,7 @@ impl Fleet {
         self.inner.documents.at(state, node)
     }
 
-    /// What changed for a node since what it knows; waits at most `wait` for something to change.
+    /// What changed for a node since what it knows, and what it is ordered; waits at most `wait` for something to change.
     ///
     /// Errors: `Unavailable` when another process owns the cell.
     pub async fn document(&self, node: &str, known: impl Into<Known>, wait: Duration) -> Result<Patch> {
@@ -153,7 +157,18 @@ impl Fleet {
         let Role::Owner(epoch) = *self.inner.cell.role().borrow() else {
             return Err(Error::unavailable("Another plane owns the cell."));
         };
-        Ok(self.inner.documents.after(node, known.into(), epoch, wait).await)
+        let (known, waiting) = (known.into(), self.inner.waiting.of(node));
+        let ordered = waiting.notified();
+        tokio::pin!(ordered);
+        // An order that comes between the look and the ear is heard.
+        ordered.as_mut().enable();
+        let wait = if self.order_for(node, known.order).is_some() { Duration::ZERO } else { wait };
+        let documents = &self.inner.documents;
+        let patch = tokio::select! {
+            patch = documents.after(node, known, epoch, wait) => patch,
+            () = ordered => documents.after(node, known, epoch, Duration::ZERO).await,
+        };
+        Ok(Patch { order: self.order_for(node, known.order), ..patch })
     }
 
     /// What a node saw.

@@ -1,6 +1,7 @@
 //! The record of a node: what it said of itself, and what an operator said of it.
 
 use base::node::{Hello, KernelCosts};
+use base::program::Order;
 use base::{Error, Id, IdKind, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -28,6 +29,9 @@ pub struct Node {
     /// What its kernel's calls cost.
     #[serde(default)]
     pub costs: Option<KernelCosts>,
+    /// The last program that it was ordered to run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<Order>,
     pub created: Timestamp,
     pub updated: Timestamp,
 }
@@ -92,6 +96,7 @@ pub(crate) fn join(tx: &mut Tx, hello: &Hello) -> Result<()> {
         forced_down: false,
         silent: false,
         costs: None,
+        order: None,
         created: tx.now(),
         updated: tx.now(),
     })?;

@@ -8,8 +8,8 @@ use crate::{Fleet, join};
 use api::reply::{Body, ByteStream};
 use api::{Faults, Listen, Query, Reply};
 use base::join::{
-    ANSWERS, Answer, DOCUMENT, HELLO, IMAGES, JOIN, Join, Joined, NODE, QUESTIONS, RENEW, REPORT, Renew,
-    Token,
+    ANSWERS, Answer, DOCUMENT, HELLO, IMAGES, JOIN, Join, Joined, NODE, PROGRAMS, QUESTIONS, RENEW, REPORT,
+    Renew, Token,
 };
 use base::node::{DOCUMENT_WAIT_MAX, Generation, Hello, Known, Report, SectionKey};
 use base::{Error, Result, Timestamp};
@@ -56,6 +56,8 @@ pub struct Settings {
     pub cloud: u32,
     /// Errors: `NotFound` where an image has no bytes.
     pub image: Box<dyn Fn(Uuid) -> Reading + Send + Sync>,
+    /// The program of a digest. Errors: `NotFound` where it is not kept.
+    pub program: Box<dyn Fn(&str) -> Reading + Send + Sync>,
     pub certificate_life: Duration,
 }
 
@@ -161,6 +163,9 @@ impl Plane {
                 self.renew(member.as_deref().ok_or_else(none)?, &renew).await
             }
             (Method::GET, path) if path.starts_with(IMAGES) => self.image(node, &path[IMAGES.len()..]).await,
+            (Method::GET, path) if path.starts_with(PROGRAMS) => {
+                self.program(node, &path[PROGRAMS.len()..]).await
+            }
             _ => Err(Error::not_found("A plane has no such route for nodes.")),
         }
     }
@@ -192,9 +197,20 @@ impl Plane {
         if !self.fleet.needs(node, &SectionKey::Image(id)) {
             return Err(absent());
         }
-        let (bytes, size) = (self.settings.image)(id).await?;
-        Ok(Reply::ok(&json!({})).header("content-type", "application/octet-stream").stream(bytes, size))
+        Ok(stream((self.settings.image)(id).await?))
     }
+
+    async fn program(&self, node: &str, sha256: &str) -> Result<Reply> {
+        let known = sha256.bytes().all(|b| b.is_ascii_hexdigit()) && self.fleet.is_ordered(node, sha256);
+        match known {
+            true => Ok(stream((self.settings.program)(sha256).await?)),
+            false => Err(Error::not_found("This node is to run no such program.")),
+        }
+    }
+}
+
+fn stream((bytes, size): Bytes) -> Reply {
+    Reply::ok(&json!({})).header("content-type", "application/octet-stream").stream(bytes, size)
 }
 
 async fn read<T: DeserializeOwned>(body: Incoming, max: usize) -> Result<T> {
@@ -211,7 +227,7 @@ fn wait(query: &Query) -> Result<Duration> {
     Ok(Duration::from_millis(ms).min(DOCUMENT_WAIT_MAX))
 }
 
-/// `after`: `EPOCH.REVISION`; `sum`, where it is told: hexadecimal.
+/// `after`: `EPOCH.REVISION`; `sum`, where it is told: hexadecimal; `order`: microseconds.
 fn known(query: &Query) -> Result<Known> {
     let wrong = || Error::invalid("`after` is a generation: EPOCH.REVISION.");
     let (epoch, revision) = query.get("after").and_then(|text| text.split_once('.')).ok_or_else(wrong)?;
@@ -219,5 +235,6 @@ fn known(query: &Query) -> Result<Known> {
     let generation = Generation { epoch: number(epoch)?, revision: number(revision)? };
     let sum = query.get("sum").map(|text| u64::from_str_radix(text, 16));
     let sum = sum.transpose().map_err(|_| Error::invalid("`sum` is a hexadecimal number."))?;
-    Ok(Known { generation, sum })
+    let order = query.get("order").map(|text| number(text).map(|at: u64| Timestamp(at as i64)));
+    Ok(Known { generation, sum, order: order.transpose()? })
 }

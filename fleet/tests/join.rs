@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use base::join::{Certificate, DOCUMENT, Der, HELLO, PLANE, RENEW, Renew, Token};
-use base::node::{Generation, Hello};
+use base::join::{Certificate, DOCUMENT, Der, HELLO, PLANE, PROGRAMS, RENEW, Renew, Token};
+use base::node::{Generation, Hello, Known};
+use base::program::{Program, Runs};
 use base::{Kind, Timestamp};
 use fleet::plane::{Plane, Settings};
 use fleet::{Fleet, authority, join, node as nodes};
@@ -27,6 +28,7 @@ const LONG: Duration = Duration::from_secs(3600);
 struct World {
     dir: tempfile::TempDir,
     cell: Cell,
+    fleet: Fleet,
     plane: Arc<Plane>,
     address: String,
 }
@@ -37,6 +39,9 @@ fn cell(dir: &std::path::Path) -> Cell {
     Cell::open(Box::new(engine), fleet::records(Schema::default()), cipher, Options::default()).unwrap()
 }
 
+/// The bytes of every program here.
+const PROGRAM: &[u8] = b"a build";
+
 impl World {
     async fn new(certificate_life: Duration) -> World {
         let dir = tempfile::tempdir().unwrap();
@@ -44,11 +49,16 @@ impl World {
         let fleet = Fleet::new(cell.clone(), Vec::new(), Vec::new());
         let absent = || base::Error::not_found("no image");
         let image = Box::new(move |_| Box::pin(async move { Err(absent()) }) as std::pin::Pin<Box<_>>);
-        let plane = Plane::new(fleet, Settings { cloud: 7, image, certificate_life });
+        let bytes = || {
+            let bytes = futures_util::stream::once(async { Ok(Bytes::from_static(PROGRAM)) });
+            Ok((Box::pin(bytes) as api::reply::ByteStream, PROGRAM.len() as u64))
+        };
+        let program = Box::new(move |_: &str| Box::pin(async move { bytes() }) as std::pin::Pin<Box<_>>);
+        let plane = Plane::new(fleet.clone(), Settings { cloud: 7, image, program, certificate_life });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         tokio::spawn(plane.clone().serve(listener));
-        World { dir, cell, plane, address }
+        World { dir, cell, fleet, plane, address }
     }
 
     async fn token(&self, uses: u32) -> Token {
@@ -116,6 +126,7 @@ fn hello(name: &str, id: Uuid) -> Hello {
         address: "192.0.2.1".parse().unwrap(),
         physical: Default::default(),
         booted: 0,
+        runs: None,
     }
 }
 
@@ -227,6 +238,54 @@ async fn a_certificate_is_renewed_in_time_and_an_old_one_is_refused() {
     assert!(kept.expires > credentials.certificate.unwrap().expires);
     remote.link().document(Generation::default(), Duration::ZERO).await.unwrap();
     keeping.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_comes_at_once_and_its_program_to_who_is_ordered_it() {
+    let world = World::new(LONG).await;
+    let (_, a) = world.join("a").await;
+    let (_, b) = world.join("b").await;
+    let program = Program { version: "2".into(), sha256: "ab".repeat(32), size: 7 };
+    let give = async || world.fleet.order([("a".to_string(), program.clone())].into()).await;
+    assert_eq!(give().await.unwrap_err().kind(), Kind::NotFound);
+    let link = Remote::new(&world.address, a.clone()).link();
+    link.hello(hello("a", a.id)).await.unwrap();
+    let runs = Runs { program: Program { version: "1".into(), ..Program::default() }, ..Runs::default() };
+    let address = "192.0.2.2".parse().unwrap();
+    let hello = Hello { runs: Some(runs.clone()), address, ..hello("b", b.id) };
+    Remote::new(&world.address, b.clone()).link().hello(hello).await.unwrap();
+
+    let new = link.document(Generation::default(), Duration::ZERO).await.unwrap().generation;
+    let ask = async |order: Option<Timestamp>, wait| {
+        let known = Known { order, ..new.into() };
+        link.document(known, wait).await.unwrap().order
+    };
+    assert_eq!(ask(Some(Timestamp(0)), Duration::ZERO).await, None);
+    let begin = std::time::Instant::now();
+    let (told, given) = tokio::join!(ask(Some(Timestamp(0)), Duration::from_secs(9)), async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        give().await
+    });
+    given.unwrap();
+    let order = told.unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(5) && order.program == program);
+    // One that knows it, and one that knows of none, are not told.
+    assert_eq!(ask(Some(order.at), Duration::ZERO).await, None);
+    assert_eq!(ask(None, Duration::ZERO).await, None);
+    give().await.unwrap();
+    assert!(ask(Some(order.at), Duration::ZERO).await.unwrap().at > order.at);
+
+    let get = async |of: &Credentials, sha256: &str| {
+        world.ask(Some((&of.key, &certificate(of))), &format!("{PROGRAMS}{sha256}"), None).await.0
+    };
+    assert_eq!(get(&a, &program.sha256).await, 200);
+    assert_eq!(get(&b, &program.sha256).await, 404);
+    assert_eq!(get(&a, &"cd".repeat(32)).await, 404);
+    assert_eq!(get(&a, "../cell.key").await, 404);
+    let far = world.fleet.far("", 9);
+    let seen: Vec<_> = far.iter().map(|far| (far.name.as_str(), far.runs.is_some())).collect();
+    assert_eq!(seen, [("a", false), ("b", true)]);
+    assert_eq!(world.fleet.far("a", 9), far[1..]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

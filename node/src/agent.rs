@@ -7,14 +7,16 @@
 //! The two directions are apart: a plane that is away stops neither the guests nor their restarts. What fails is
 //! tried again after `RETRY_MIN`, doubling up to `RETRY_MAX`.
 
-use crate::Machine;
 use crate::ledger::Ledger;
 use crate::link::Link;
 use crate::observed::Observed;
+use crate::{Machine, Met};
 use base::node::{DOCUMENT_WAIT_MAX, Document, Generation, Hello, Known, Patch, Patched};
+use base::program::Runs;
 use base::{Error, Kind, Result};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(10);
@@ -45,21 +47,37 @@ async fn limited<T>(limit: Duration, answer: impl Future<Output = Result<T>>) ->
 }
 
 /// Tells the plane what this node is, until it has heard it.
-pub async fn greet(link: &Link, hello: Hello) {
+/// What it runs changes: then it is told again, for ever.
+pub async fn greet(
+    link: &Link,
+    hello: Hello,
+    mut runs: watch::Receiver<Option<Runs>>,
+    met: &watch::Sender<Met>,
+) {
     let mut retry = Retry(RETRY_MIN);
-    while let Err(error) = limited(ANSWER_MAX, link.hello(hello.clone())).await {
-        retry.wait("the plane has not taken the hello", &error).await;
+    loop {
+        let hello = Hello { runs: runs.borrow_and_update().clone(), ..hello.clone() };
+        if let Err(error) = limited(ANSWER_MAX, link.hello(hello)).await {
+            retry.wait("the plane has not taken the hello", &error).await;
+            continue;
+        }
+        met.send_modify(|met| met.greeted = true);
+        retry = Retry(RETRY_MIN);
+        if runs.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 }
 
 /// Tells what is seen, for ever.
-pub async fn tell(link: &Link, observed: &Observed) {
+pub async fn tell(link: &Link, observed: &Observed, met: &watch::Sender<Met>) {
     let mut retry = Retry(RETRY_MIN);
     loop {
         let report = observed.next().await;
         match limited(ANSWER_MAX, link.report(report.clone())).await {
             Ok(()) => {
                 observed.taken();
+                met.send_modify(|met| met.reported = true);
                 retry = Retry(RETRY_MIN);
             }
             Err(error) => {
@@ -85,7 +103,10 @@ pub async fn follow(link: &Link, mut ledger: Ledger, machine: &mut Machine) -> R
     loop {
         let asked = tokio::time::Instant::now();
         match ask(link, ledger.document(), with, machine).await {
-            Ok(patch) => {
+            Ok(mut patch) => {
+                if let Some(order) = patch.order.take() {
+                    machine.inner().order.send_replace(Some(order));
+                }
                 retry = Retry(RETRY_MIN);
                 let before = ledger.document().clone();
                 let patched = ledger.patch(patch).await?;
@@ -130,9 +151,10 @@ enum With {
 async fn ask(link: &Link, document: &Arc<Document>, with: With, machine: &mut Machine) -> Result<Patch> {
     let known = match with {
         With::Generation => document.generation.into(),
-        With::Sum => Known { generation: document.generation, sum: Some(document.sum()) },
+        With::Sum => Known { sum: Some(document.sum()), ..document.generation.into() },
         With::Nothing => Known::default(),
     };
+    let known = Known { order: Some(machine.inner().last_order()), ..known };
     let poll = link.document(known, DOCUMENT_WAIT_MAX);
     let poll = limited(DOCUMENT_WAIT_MAX + ANSWER_MAX, poll);
     tokio::pin!(poll);

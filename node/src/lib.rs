@@ -18,6 +18,7 @@ mod link;
 mod metadata;
 mod network;
 mod observed;
+pub mod program;
 pub mod remote;
 mod responder;
 mod simulated;
@@ -31,7 +32,8 @@ pub use vm::process::{Process, boot_id};
 
 use base::node::{Document, Hello};
 use base::pass;
-use base::{Error, Result};
+use base::program::{Order, Runs};
+use base::{Error, Result, Timestamp};
 use cost::KernelCostsKnown;
 use ledger::Ledger;
 use network::{Kept, Network};
@@ -87,6 +89,35 @@ struct Inner {
     observed: Arc<Observed>,
     /// The newest document, for those who ask the node directly.
     document: watch::Sender<Arc<Document>>,
+    met: watch::Sender<Met>,
+    /// What it runs, where it says so.
+    runs: watch::Sender<Option<Runs>>,
+    /// The last order that came.
+    order: watch::Sender<Option<Order>>,
+}
+
+impl Inner {
+    /// When the newest order was given that is known here, zero for none.
+    fn last_order(&self) -> Timestamp {
+        let told = self.order.borrow().as_ref().map(|order| order.at);
+        let had = self.runs.borrow().as_ref().and_then(|runs| runs.order);
+        told.max(had).unwrap_or_default()
+    }
+}
+
+/// How far a node's process has come with its plane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Met {
+    /// The plane has taken what the node is.
+    pub greeted: bool,
+    /// It has taken what the node saw when it had acted on a document.
+    pub reported: bool,
+}
+
+impl Met {
+    pub fn all(self) -> bool {
+        self.greeted && self.reported
+    }
 }
 
 /// What carries a document out.
@@ -97,7 +128,14 @@ enum Machine {
 
 impl Node {
     pub fn new(settings: Settings) -> Node {
-        let inner = Inner { settings, observed: Arc::default(), document: watch::channel(Arc::default()).0 };
+        let inner = Inner {
+            settings,
+            observed: Arc::default(),
+            document: watch::Sender::default(),
+            met: watch::Sender::default(),
+            runs: watch::Sender::default(),
+            order: watch::Sender::default(),
+        };
         Node { inner: Arc::new(inner) }
     }
 
@@ -120,8 +158,9 @@ impl Node {
             MachineKind::Simulated(kind) => self.simulated(kind).await?,
             MachineKind::Qemu => self.qemu(&link).await?,
         };
-        let tell =
-            async { tokio::join!(agent::greet(&link, hello), agent::tell(&link, &self.inner.observed)) };
+        let Inner { observed, met, .. } = &*self.inner;
+        let greet = agent::greet(&link, hello, self.inner.runs.subscribe(), met);
+        let tell = async { tokio::join!(greet, agent::tell(&link, observed, met)) };
         tokio::select! {
             result = agent::follow(&link, ledger, &mut machine) => result,
             _ = tell => Ok(()),
@@ -222,12 +261,28 @@ impl Node {
             address: settings.address,
             physical: settings.physical.keys().cloned().collect(),
             booted: 0,
+            runs: None,
         }
+    }
+
+    /// What the node says of its program from now on.
+    pub fn says(&self, runs: Runs) {
+        self.inner.runs.send_replace(Some(runs));
+    }
+
+    /// What program it is to run, as orders come.
+    pub fn orders(&self) -> watch::Receiver<Option<Order>> {
+        self.inner.order.subscribe()
     }
 
     /// The document that the node acts on, as it comes.
     pub fn document(&self) -> watch::Receiver<Arc<Document>> {
         self.inner.document.subscribe()
+    }
+
+    /// How far this process has come with the plane, as it comes.
+    pub fn met(&self) -> watch::Receiver<Met> {
+        self.inner.met.subscribe()
     }
 
     /// The last `lines` lines of a guest's serial console, or as much as is kept.
@@ -258,6 +313,11 @@ fn tail(text: &str, lines: Option<usize>) -> &str {
 }
 
 impl Machine {
+    fn inner(&self) -> &Inner {
+        let (Machine::Qemu(_, inner) | Machine::Simulated(_, inner)) = self;
+        inner
+    }
+
     async fn act(&mut self, before: &Document, document: &Arc<Document>) -> Result<()> {
         let (Machine::Qemu(_, inner) | Machine::Simulated(_, inner)) = self;
         inner.document.send_replace(document.clone());

@@ -1,7 +1,9 @@
 //! The command line: what may be said, and which module carries it out.
 
 use crate::state::Directory;
-use crate::{control, demo, door, down, env, join, plane, records, rollout, status, token, trace, up};
+use crate::{
+    control, demo, door, down, env, join, nodes, plane, program, records, rollout, status, token, trace, up,
+};
 use base::{Error, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fleet::door::Certificates;
@@ -57,6 +59,9 @@ enum Command {
     /// Look into the cloud's network
     #[command(subcommand)]
     Network(Network),
+    /// Be the nodes of this machine: `shisa up` starts it
+    #[command(hide = true)]
+    Nodes(NodesRun),
     /// Answers the guests of a node: the node starts it
     #[command(hide = true)]
     Responder(Responder),
@@ -77,7 +82,7 @@ pub struct Up {
     /// What runs servers [default: what the state directory has, else qemu where root may run it]
     #[arg(long, value_name = "MACHINE")]
     pub machine: Option<Machine>,
-    /// How many nodes this process is (more than one only with simulated ones; 0: all are on other machines)
+    /// How many nodes this machine is (more than one only with simulated ones; 0: all are on other machines)
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=10_000))]
     pub nodes: u32,
     /// Where nodes on other machines are listened for, by TLS; without it there are none
@@ -86,7 +91,7 @@ pub struct Up {
     /// How nodes reach that, where it is not the address itself
     #[arg(long, value_name = "HOST:PORT", requires = "node_listen")]
     pub node_url: Option<String>,
-    /// The address that this process's own node has for the others [default: that of --node-listen]
+    /// The address that this machine's own node has for the others [default: that of --node-listen]
     #[arg(long, value_name = "ADDRESS")]
     pub address: Option<IpAddr>,
     /// The host's network device through which servers reach the world; without it they end at the host
@@ -171,6 +176,9 @@ enum NodeCommand {
     Token(Token),
     /// The same as without a word
     Run(Run),
+    /// Say what this build is, as JSON
+    #[command(hide = true)]
+    Program,
 }
 
 #[derive(Args, Debug)]
@@ -356,6 +364,9 @@ pub struct RolloutStart {
     /// Try nothing on a copy of the cloud: no conformance, no rehearsal of the way back
     #[arg(long, conflicts_with = "conformance")]
     pub without_copy: bool,
+    /// Nodes keep the binary that they have
+    #[arg(long)]
+    pub no_nodes: bool,
     /// How long it is watched after the switch, and taken back when something goes wrong: 30s, 10m, 1h
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = seconds)]
     pub bake: i64,
@@ -392,6 +403,16 @@ pub struct Plane {
     /// Where nodes on other machines reach the door
     #[arg(long, value_name = "HOST:PORT")]
     pub reach: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct NodesRun {
+    #[arg(long, value_name = "N")]
+    pub nodes: u32,
+    #[arg(long, value_name = "DEVICE")]
+    pub uplink: Option<String>,
+    #[arg(long, value_name = "ADDRESS")]
+    pub address: Option<IpAddr>,
 }
 
 #[derive(Args, Debug)]
@@ -444,6 +465,7 @@ pub async fn run(cli: Cli, begin: Instant) -> Result<ExitCode> {
         Command::Node(Node { command: Some(NodeCommand::Token(token)), .. }) => {
             token::run(&directory, &token).await?;
         }
+        Command::Node(Node { command: Some(NodeCommand::Program), .. }) => program::run()?,
         Command::Node(Node { command: Some(NodeCommand::Run(run)), .. } | Node { command: None, run }) => {
             join::run(&directory, &run, begin).await?;
         }
@@ -462,6 +484,7 @@ pub async fn run(cli: Cli, begin: Instant) -> Result<ExitCode> {
         Command::Plane(planes) => control::run(&directory, &planes).await?,
         Command::Rollout(words) => rollout::command::run(&directory, &words, begin).await?,
         Command::Network(Network::Trace(trace)) => return trace::run(&directory, &trace).await,
+        Command::Nodes(words) => nodes::process::run(&directory, &words).await?,
         Command::Responder(of) => node::respond(&of.node, of.cloud).await?,
     }
     Ok(ExitCode::SUCCESS)

@@ -1,6 +1,7 @@
 //! `shisa down`: ends everything of one state directory and of no other, also what a crash left.
 
 use crate::cli::Machine;
+use crate::nodes;
 use crate::progress::say;
 use crate::state::{Directory, Ids, Membership};
 use base::{Error, Result};
@@ -33,6 +34,7 @@ pub async fn run(directory: &Directory, wipe: bool) -> Result<()> {
     }
     // Nobody starts it again while we clean up.
     let _held = directory.hold()?;
+    nodes::process::ended(directory).await?;
     end(directory, &kept, Ending::Ask(ASK_MAX)).await?;
     directory.note_stopped();
     if wipe {

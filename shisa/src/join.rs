@@ -2,22 +2,70 @@
 //!
 //! It joins once, by a token; what it was told then is in the state directory, and later starts need nothing. Without
 //! its plane it goes on with the document that it has. A stop ends guests and network as `shisa up` does, a crash
-//! leaves them, and the next start adopts them.
+//! leaves them, and the next start adopts them; so does another program that the plane orders (`program`).
 
 use crate::cli::{Machine, Run};
 use crate::down::{self, Kept};
+use crate::plane::broken;
+use crate::program::{self, Own};
 use crate::progress::Progress;
-use crate::state::{Directory, FORMAT, Membership, host_name};
+use crate::state::{Directory, FORMAT, Held, Membership, host_name};
 use crate::{logging, machine, up};
 use base::join::{Token, authority};
 use base::{Error, Result};
 use node::remote::{self, Credentials, Remote};
 use node::{Ending, MachineKind, Node, Settings, Simulated};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tokio::sync::watch;
 
+/// How a node's process ends that nothing failed in.
+enum Ended {
+    Stopped,
+    /// It is to be the program of this file.
+    Become(Own, PathBuf),
+}
+
 pub async fn run(directory: &Directory, args: &Run, begin: Instant) -> Result<()> {
+    // Which program this process is comes first: one that is being tried goes back whatever fails.
+    let early = match program::is_decided(directory) {
+        true => {
+            let held = directory.hold()?;
+            Some((held, Own::begin(directory)?))
+        }
+        false => None,
+    };
+    let own = early.as_ref().map(|(_, own)| Trial(own.clone()));
+    match (live(directory, args, begin, early).await, own) {
+        (Ok(Ended::Stopped), own) => {
+            own.iter().for_each(|own| own.0.stopped());
+            Ok(())
+        }
+        (Ok(Ended::Become(own, file)), _) => Err(own.become_it(&file)),
+        (Err(error), own) => {
+            own.iter().for_each(|own| own.0.back(&error.chain()));
+            Err(error)
+        }
+    }
+}
+
+/// A panic is a failure, too.
+struct Trial(Own);
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.back("it panicked");
+        }
+    }
+}
+
+async fn live(
+    directory: &Directory,
+    args: &Run,
+    begin: Instant,
+    early: Option<(Held, Own)>,
+) -> Result<Ended> {
     let progress = Progress::since(begin);
     let stop = up::stop_signals()?;
     if directory.ids()?.is_some() {
@@ -32,7 +80,10 @@ pub async fn run(directory: &Directory, args: &Run, begin: Instant) -> Result<()
         return Err(Error::invalid(why));
     }
     let machine = machine::choose(args.machine, had.as_ref().map(|had| had.machine))?;
-    let _held = directory.hold()?;
+    let (_held, own) = match early {
+        Some(early) => early,
+        None => (directory.hold()?, Own::begin(directory)?),
+    };
     logging::start(&directory.log())?;
     let mut credentials = Credentials::open(directory.path())?;
     let used = |token: &Token| had.as_ref().is_some_and(|had| had.token == fleet::join::hash(&token.secret));
@@ -51,22 +102,36 @@ pub async fn run(directory: &Directory, args: &Run, begin: Instant) -> Result<()
     let plane = Remote::new(&membership.plane, credentials);
     directory.note_running(&format!("https://{}", membership.plane))?;
     progress.step("up", format_args!("{} of https://{}; Ctrl-C stops it", membership.name, membership.plane));
-    let outcome = work(&node, &plane, directory.path(), stop).await;
-    if outcome.is_ok() {
+    let outcome = work(&node, &plane, &own, directory.path(), stop).await;
+    if matches!(outcome, Ok(Ended::Stopped)) {
         progress.step("stop", "ending servers and network");
         let kept = Kept::from(membership);
         down::end(directory, &kept, Ending::Ask(down::ASK_MAX)).await?;
         progress.step("stop", "stopped; the next start finds everything");
     }
-    directory.note_stopped();
+    // Another program is the same process.
+    if !matches!(outcome, Ok(Ended::Become(..))) {
+        directory.note_stopped();
+    }
     outcome
 }
 
-async fn work(node: &Node, plane: &Remote, state: &Path, mut stop: watch::Receiver<bool>) -> Result<()> {
+async fn work(
+    node: &Node,
+    plane: &Remote,
+    own: &Own,
+    state: &Path,
+    mut stop: watch::Receiver<bool>,
+) -> Result<Ended> {
     let stopped = async move { drop(stop.wait_for(|stop| *stop).await) };
+    let working = async {
+        broken::nodes().await;
+        node.run(plane.link(), stopped).await
+    };
     tokio::select! {
-        outcome = node.run(plane.link(), stopped) => outcome,
-        () = plane.keep(node, state) => Ok(()),
+        outcome = working => outcome.map(|()| Ended::Stopped),
+        () = plane.keep(node, state) => Ok(Ended::Stopped),
+        file = own.follow(node, plane) => Ok(Ended::Become(own.clone(), file)),
     }
 }
 

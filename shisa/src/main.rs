@@ -1,7 +1,8 @@
 //! The binary: configuration, roles, wiring, command line.
 //!
-//! `up` keeps a cloud: its planes and its front door, which are processes of their own, and the nodes of this machine;
-//! `node` is one node of a cloud on another machine. Everything a process keeps is in the state directory (`state`). An error is one sentence on stderr.
+//! `up` keeps a cloud: its planes, its front door and the nodes of this machine, which are processes of their own; `node`
+//! is one node of a cloud on another machine. Everything a process keeps is in the state directory (`state`). An error is
+//! one sentence on stderr.
 //!
 //! Exit codes: 0, 1 for an error, 2 for a wrong command line; `status` says 3 for a cloud that is not up, `network trace`
 //! 4 for a packet that does not arrive.
@@ -26,6 +27,7 @@ mod machine;
 mod nodes;
 mod plane;
 mod planes;
+mod program;
 mod progress;
 mod pulse;
 mod range;

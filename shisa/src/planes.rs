@@ -159,6 +159,11 @@ impl Planes {
         Some((sockets.nodes(), sockets.far()))
     }
 
+    /// The active plane's name, as it changes.
+    pub fn actives(&self) -> watch::Receiver<Option<String>> {
+        self.inner.active.subscribe()
+    }
+
     pub fn active(&self) -> Option<String> {
         self.inner.active.borrow().clone()
     }

@@ -10,6 +10,9 @@
 //! planes/NAME/ sockets and log of a plane
 //! rollouts.json  what became of the last rollouts; conformance.log is what a suite of theirs said
 //! door/        socket of the front door for this machine's own commands, its log
+//! programs/    builds that nodes run or are to run, by their SHA-256
+//! program.json which of them this node runs (`node::program`)
+//! local/       lock and log of the process that is this machine's nodes
 //! rehearsal/   a copy of the cloud, while a rollout tries things on it
 //! control      where `shisa plane` and `shisa rollout` ask the process that is up
 //! clouds.yaml  for the clients; demo.key logs in to the demo server
@@ -38,8 +41,11 @@ use uuid::Uuid;
 /// The format of the directory. A larger one in `cloud.json` is of a newer version.
 pub const FORMAT: u32 = 1;
 /// Names that are ours: `wipe` removes these and nothing else.
-const OURS: [&str; 23] = [
+const OURS: [&str; 26] = [
     "door",
+    "local",
+    "programs",
+    "program.json",
     "rehearsal",
     "conformance.log",
     "process",
@@ -143,6 +149,16 @@ impl Directory {
     /// What the front door keeps.
     pub fn door(&self) -> PathBuf {
         self.path.join("door")
+    }
+
+    /// Programs that nodes run or are to run.
+    pub fn programs(&self) -> PathBuf {
+        self.path.join("programs")
+    }
+
+    /// What the process of this machine's nodes keeps for itself.
+    pub fn local(&self) -> PathBuf {
+        self.path.join("local")
     }
 
     pub fn rollouts(&self) -> PathBuf {

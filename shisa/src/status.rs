@@ -4,7 +4,7 @@ use crate::http::text;
 use crate::image;
 use crate::progress::say;
 use crate::state::{Directory, Membership};
-use base::Result;
+use base::{Kind, Result};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
@@ -30,6 +30,12 @@ pub async fn run(directory: &Directory) -> Result<ExitCode> {
     let up = count(&nodes["hypervisors"], "state");
     say(format_args!("nodes: {} (machine {})", told(&up), format!("{:?}", ids.machine).to_lowercase()));
     lines(&nodes["hypervisors"]).iter().for_each(say);
+    match admin.get("/fleet/v1/programs").await {
+        Ok(programs) => run_by(&programs["programs"]).iter().for_each(say),
+        // A plane of a version before does not know.
+        Err(error) if error.kind() == Kind::NotFound => {}
+        Err(error) => return Err(error),
+    }
     let agents = admin.get("/network/v2.0/agents?fields=host&fields=configurations").await?;
     slow(&agents["agents"]).iter().for_each(say);
     let servers = admin.get("/compute/v2.1/servers/detail?all_tenants=1").await?;
@@ -67,6 +73,24 @@ fn lines(nodes: &Value) -> Vec<String> {
     lines
 }
 
+/// Each program, how many nodes run it, and which, where not all run the same.
+fn run_by(programs: &Value) -> Vec<String> {
+    let programs: Vec<&Value> = programs.as_array().into_iter().flatten().collect();
+    let one = |program: &&Value| {
+        let names: Vec<String> = program["nodes"].as_array().into_iter().flatten().map(text).collect();
+        let count = program["count"].as_u64().unwrap_or(0);
+        let shown = program["program"].as_str().unwrap_or("a version that does not say");
+        let nodes = if count == 1 { "node" } else { "nodes" };
+        let which = match (programs.len(), count as usize - names.len()) {
+            (1, _) => String::new(),
+            (_, 0) => format!(": {}", names.join(", ")),
+            (_, more) => format!(": {} and {more} more", names.join(", ")),
+        };
+        format!("  runs   {shown}: {count} {nodes}{which}")
+    };
+    programs.iter().map(one).collect()
+}
+
 /// Nodes whose kernel's calls cost many times what they cost on the others.
 fn slow(agents: &Value) -> BTreeSet<String> {
     let agents = agents.as_array().into_iter().flatten();
@@ -102,6 +126,18 @@ mod tests {
         let agents = json!([agent(json!(["links cost 9 times"])), agent(json!(["links cost 9 times"])), agent(json!([])),
             {"host": "c", "configurations": {}}]);
         assert_eq!(slow(&agents).into_iter().collect::<Vec<_>>(), ["  slow   b: links cost 9 times"]);
+    }
+
+    #[test]
+    fn nodes_are_named_where_they_run_different_programs() {
+        let of = |program: Value, count: u64, nodes: &[&str]| json!({"program": program, "count": count, "nodes": nodes});
+        let same = json!([of(json!("1 (ab)"), 2, &["a", "b"])]);
+        assert_eq!(run_by(&same), ["  runs   1 (ab): 2 nodes"]);
+        let some = json!([of(Value::Null, 1, &["c"]), of(json!("1 (ab)"), 9, &["a", "b"])]);
+        assert_eq!(
+            run_by(&some),
+            ["  runs   a version that does not say: 1 node: c", "  runs   1 (ab): 9 nodes: a, b and 7 more"]
+        );
     }
 
     #[test]

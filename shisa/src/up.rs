@@ -1,14 +1,14 @@
 //! `shisa up`: from the state directory to a cloud in the foreground, and back.
 //!
-//! This process is the keeper of the planes (`planes`) and of the front door (`doors`), which are processes of their
-//! own, and the nodes of its machine. What can be known to fail is asked first, before anything is written. A stop drains the API, then ends guests and
-//! network; the records stay, so the next start begins the servers again. A crash leaves guests running, and the next
-//! start adopts them.
+//! This process is the keeper of the planes (`planes`), of the front door (`doors`) and of its machine's nodes (`nodes`),
+//! which are processes of their own. What can be known to fail is asked first, before anything is written. A stop
+//! drains the API, then ends guests and network; the records stay, so the next start begins the servers again. A crash
+//! leaves guests running, and the next start adopts them.
 
 use crate::cli::{Machine, Up};
 use crate::clouds::{Clouds, Trust};
 use crate::doors::Doors;
-use crate::nodes::{self, Nodes, Wishes};
+use crate::nodes::{self, Keeper, Wishes};
 use crate::plane::{self, First};
 use crate::planes::{COLOURS, Launch, Planes};
 use crate::progress::{Progress, say};
@@ -99,13 +99,6 @@ impl Rising<'_> {
         }
         let _claims = self.records().await?;
         self.directory.note_running(self.address)?;
-        let rollouts = Rollouts::open(self.directory, self.planes.clone())?;
-        let control = plane::bind(&self.directory.control())?;
-        let doors = door_words(self.args);
-        let doors =
-            Doors::open(self.directory, clients.into_std()?, doors, self.planes.clone(), &binary).await?;
-        let control = control::serve(control, self.planes.clone(), rollouts.clone(), doors.clone());
-        let state = std::fs::canonicalize(self.directory.path())?;
         let wishes = Wishes {
             nodes: self.args.nodes,
             uplink: self.args.uplink.clone(),
@@ -115,7 +108,13 @@ impl Rising<'_> {
                 .map(|at| at.ip())
                 .filter(|ip| !ip.is_unspecified())),
         };
-        let nodes = Nodes::new(self.ids, &state, &wishes, self.planes.clone());
+        let nodes = Keeper::new(self.directory, &wishes, self.planes.clone());
+        let rollouts = Rollouts::open(self.directory, self.planes.clone(), nodes.clone())?;
+        let control = plane::bind(&self.directory.control())?;
+        let doors = door_words(self.args);
+        let doors =
+            Doors::open(self.directory, clients.into_std()?, doors, self.planes.clone(), &binary).await?;
+        let control = control::serve(control, self.planes.clone(), rollouts.clone(), doors.clone());
         let (far, reach) = far.unzip();
         let carried = async {
             match far {
@@ -124,12 +123,13 @@ impl Rising<'_> {
             }
         };
         let outcome = tokio::select! {
-            outcome = self.serve(&nodes, stop, self.after(&nodes, reach.as_deref())) => outcome,
+            outcome = self.serve(&nodes, &binary, stop, self.after(&nodes, reach.as_deref())) => outcome,
             () = carried => Ok(()),
             () = control => Ok(()),
         };
-        doors.stop().await;
         rollouts.stop();
+        nodes.stop().await;
+        doors.stop().await;
         let _ = std::fs::remove_file(self.directory.control());
         outcome
     }
@@ -165,7 +165,7 @@ impl Rising<'_> {
     }
 
     /// What a start does once the API answers: waits for its nodes, uploads an image, makes the demo.
-    async fn after(&self, nodes: &Nodes, reach: Option<&str>) {
+    async fn after(&self, nodes: &Keeper, reach: Option<&str>) {
         let (progress, args) = (self.progress, self.args);
         progress.step("api", self.address);
         if let Some(authority) = reach {
@@ -202,17 +202,17 @@ impl Rising<'_> {
         }
     }
 
-    /// Runs everything until a stop or until a node fails.
+    /// Runs everything until a stop, or until it is seen that this machine can be no node.
     async fn serve(
         &self,
-        nodes: &Nodes,
+        nodes: &Keeper,
+        binary: &Path,
         mut stop: watch::Receiver<bool>,
         after: impl Future<Output = ()>,
     ) -> Result<()> {
-        let working = stop.clone();
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => Ok(()),
-            outcome = nodes.work(working) => outcome,
+            outcome = nodes.work(binary) => outcome,
             () = async { after.await; std::future::pending().await } => Ok(()),
         }
     }

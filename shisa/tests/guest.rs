@@ -8,19 +8,32 @@
 mod support;
 
 use serde_json::Value;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use support::real::{Real, lacks, text, top};
-use support::{Cloud, finish, run};
+use support::{Cloud, Member, finish, run};
 
 /// The goal for an idle machine is 20 s; this is for one that is busy with other tests.
 const SSH_MAX_SECS: f64 = 120.0;
 
+/// One guest at a time: each takes a processor.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Real {
     /// Runs a command in the demo's guest.
     fn ssh(&self, address: &str, command: &str) -> Output {
+        self.ssh_by(&self.state, address, command)
+    }
+
+    /// By the key in this directory.
+    fn ssh_by(&self, keys: &Path, address: &str, command: &str) -> Output {
         let mut ssh = Command::new("ssh");
-        ssh.arg("-i").arg(self.state.join("demo.key")).args([
+        ssh.arg("-i").arg(keys.join("demo.key")).args([
             "-oStrictHostKeyChecking=no",
             "-oUserKnownHostsFile=/dev/null",
             "-oLogLevel=ERROR",
@@ -87,6 +100,7 @@ fn a_real_guest_outlives_a_crash_and_comes_back_after_a_stop() {
         println!("skipped: this machine has no {what}");
         return;
     }
+    let _turn = turn();
     let real = Real::new();
     let mut cloud = real.up();
     let (address, seconds) = answered(&mut cloud);
@@ -105,6 +119,18 @@ fn a_real_guest_outlives_a_crash_and_comes_back_after_a_stop() {
     assert_eq!(ping.lost(), "0");
     assert_eq!(real.guests(), guests);
 
+    // Nor does another binary of the node's process touch it.
+    let uptime = || said(&real.ssh(&address, "cut -d. -f1 /proc/uptime")).parse::<u64>().unwrap();
+    let (before, ping) = (uptime(), Ping::start(&address));
+    let candidate = real.state.with_file_name("candidate");
+    std::fs::copy(env!("CARGO_BIN_EXE_shisa"), &candidate).unwrap();
+    let candidate = candidate.to_str().unwrap();
+    let words = ["rollout", "start", "--binary", candidate, "--bake", "1s", "--without-copy"];
+    assert!(said(&run(&real.state, &words)).contains("the nodes of this machine are process"));
+    assert!(uptime() >= before);
+    assert_eq!(ping.lost(), "0");
+    assert_eq!(real.guests(), guests);
+
     // A stop leaves nothing, and the next start brings the server back with its files.
     let begin = Instant::now();
     assert!(cloud.stop().contains("stopped"));
@@ -118,6 +144,58 @@ fn a_real_guest_outlives_a_crash_and_comes_back_after_a_stop() {
     // What a crash left is ended, too.
     assert!(run(&real.state, &["down"]).status.success());
     assert_eq!(leftovers(&real), Vec::<String>::new());
+}
+
+#[test]
+fn a_real_guest_runs_on_while_its_node_becomes_another_program_and_back() {
+    if let Some(what) = lacks() {
+        println!("skipped: this machine has no {what}");
+        return;
+    }
+    let _turn = turn();
+    // Everything of the node ends with the test.
+    let node = Real::new();
+    let plane = node.state.with_file_name("plane");
+    let image = top().join("guest/out/guest.qcow2");
+    let words = ["--machine", "simulated", "--nodes", "0", "--node-listen", "127.0.0.1:0", "--image"];
+    let cloud = Cloud::up_with(&plane, &[&words[..], &[image.to_str().unwrap()]].concat());
+    let token = plane.with_file_name("token");
+    said(&run(&plane, &["node", "token", "--out", token.to_str().unwrap()]));
+    let words = ["--token", token.to_str().unwrap(), "--machine", "qemu", "--name", "real"];
+    let member = Member::start(&node.state, &words);
+    std::fs::remove_file(&token).unwrap();
+    let demo = said(&run(&plane, &["demo"]));
+    let address = demo.lines().find(|line| line.contains(" ssh ")).unwrap();
+    let address = address.split_whitespace().nth(5).unwrap().trim_end_matches(':').to_string();
+    let uptime = || {
+        let seconds = said(&node.ssh_by(&plane, &address, "cut -d. -f1 /proc/uptime"));
+        seconds.parse::<u64>().unwrap()
+    };
+    let (guests, before, ping) = (node.guests(), uptime(), Ping::start(&address));
+    assert_eq!(guests.len(), 1);
+
+    let candidate = plane.with_file_name("candidate");
+    std::fs::copy(env!("CARGO_BIN_EXE_shisa"), &candidate).unwrap();
+    let mut file = std::fs::OpenOptions::new().append(true).open(&candidate).unwrap();
+    std::io::Write::write_all(&mut file, b"\n").unwrap();
+    drop(file);
+    let exe = || std::fs::read_link(format!("/proc/{}/exe", member.pid())).unwrap();
+    let first = exe();
+    let words = ["rollout", "start", "--bake", "1s", "--without-copy", "--binary"];
+    let text = said(&run(&plane, &[&words[..], &[candidate.to_str().unwrap()]].concat()));
+    assert!(text.contains("wave 1 of 1: real: done"), "{text}");
+    let second = exe();
+    assert!(second != first && second.starts_with(node.state.join("programs")), "{}", second.display());
+    assert!(uptime() >= before);
+    said(&run(&plane, &["plane", "rollback"]));
+    assert!(exe() != second);
+    assert!(uptime() >= before);
+    assert_eq!(ping.lost(), "0");
+    assert_eq!(node.guests(), guests);
+    // It still ends what it adopted.
+    assert!(member.stop().contains("stopped"));
+    assert_eq!(node.guests(), Vec::<Value>::new());
+    cloud.stop();
 }
 
 /// What the kernel still has of the cloud: guests, devices, namespaces.

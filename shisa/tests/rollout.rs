@@ -50,6 +50,27 @@ impl Ground {
         path.display().to_string()
     }
 
+    /// The file that the nodes of this machine run.
+    fn nodes_run(&self) -> String {
+        let lock = std::fs::read(self.state.join("local/lock")).unwrap();
+        let process: Value = serde_json::from_slice(&lock).unwrap();
+        let program = std::fs::read_link(format!("/proc/{}/exe", process["pid"])).unwrap();
+        program.file_name().unwrap().to_string_lossy().into_owned()
+    }
+
+    /// This binary, but for a command that fails.
+    fn broken(&self, command: &str) -> String {
+        let path = self.dir.path().join(format!("broken-{command}"));
+        let real = env!("CARGO_BIN_EXE_shisa");
+        let script = format!(
+            "#!/bin/sh\nfor word; do\n  [ \"$word\" != {command} ] || {{ echo 'shisa: broken on purpose' >&2; exit 1; }}\n\
+             done\nexec {real} \"$@\"\n"
+        );
+        std::fs::write(&path, script).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path.display().to_string()
+    }
+
     /// What `shisa plane list` says of a plane, and whether it runs this file.
     fn is(&self, name: &str, state: &str, binary: &str) -> bool {
         let text = said(&run(&self.state, &["plane", "list"]));
@@ -118,9 +139,8 @@ fn a_new_binary_comes_and_goes_and_comes_and_no_request_fails() {
     println!("{text}{all} requests, {failed} failed");
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     assert!(all > 20 && failed == 0, "{failed} of {all} failed");
-    for step in
-        ["start", "digest", "reads", "changes", "cost", "copy", "conformance", "rehearsal", "switch", "bake"]
-    {
+    let gates = ["start", "digest", "reads", "changes", "cost", "copy", "conformance", "rehearsal"];
+    for step in gates.iter().chain(&["switch", "bake", "local"]) {
         assert!(text.contains(&format!(" s  {step} ")), "{step} is not in:\n{text}");
     }
     assert!(text.contains(" changes of clients are equal when tried again"), "{text}");
@@ -132,6 +152,7 @@ fn a_new_binary_comes_and_goes_and_comes_and_no_request_fails() {
     assert!(!ground.state.join("rehearsal").exists(), "the copy is gone");
     assert!(text.contains("was drained") && text.contains("0 of "), "{text}");
     assert!(ground.is("green", "active", &candidate) && ground.is("blue", "standby", "shisa"));
+    assert_eq!(ground.nodes_run(), "candidate");
     let show = said(&run(&ground.state, &["rollout", "show"]));
     assert!(show.contains("rollout 1: the candidate is active") && show.contains("not rehearsed"), "{show}");
 
@@ -139,13 +160,15 @@ fn a_new_binary_comes_and_goes_and_comes_and_no_request_fails() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(failed, 0);
     assert!(ground.is("blue", "active", "shisa") && ground.is("green", "standby", "shisa"));
+    assert_eq!(ground.nodes_run(), "shisa");
     let again = refusal(&run(&ground.state, &["plane", "rollback"]), 1);
     assert!(again.starts_with("there is no rollout to take back"), "{again}");
 
-    let words = ["rollout", "start", "--binary", &candidate, "--bake", "1s", "--without-copy"];
+    let words = ["rollout", "start", "--binary", &candidate, "--bake", "1s", "--without-copy", "--no-nodes"];
     let output = run(&ground.state, &words);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(!said(&output).contains("conformance"), "{}", said(&output));
+    assert_eq!(ground.nodes_run(), "shisa");
     assert!(said(&run(&ground.state, &["rollout", "show"])).contains("--without-copy"));
     let output = run(&ground.state, &["plane", "finalise"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -226,6 +249,22 @@ fn an_operators_suite_tries_the_candidate_on_a_copy_and_its_exit_code_decides() 
         show.contains("finalised") && show.contains("blue stands by with ") && show.contains("already"),
         "{show}"
     );
+    ground.cloud.stop();
+}
+
+#[test]
+fn a_candidate_whose_nodes_do_not_work_is_taken_back() {
+    let ground = Ground::up("1");
+    let candidate = ground.broken("nodes");
+    let words = ["rollout", "start", "--binary", &candidate, "--bake", "1s", "--without-copy"];
+    let (output, all, failed) = ground.under_load(|| run(&ground.state, &words));
+    let why = refusal(&output, 1);
+    assert!(why.contains("(taken back) at local: ") && why.ends_with(": broken on purpose"), "{why}");
+    assert_eq!(failed, 0, "{failed} of {all} failed");
+    assert_eq!(ground.nodes_run(), "shisa");
+    assert!(ground.is("blue", "active", "shisa"));
+    let status = said(&run(&ground.state, &["status"]));
+    assert!(status.contains("nodes: 3 up"), "{status}");
     ground.cloud.stop();
 }
 

@@ -30,6 +30,7 @@ pub fn hello(name: &str, memory_mib: u64) -> Hello {
         address: IpAddr::V4(Ipv4Addr::LOCALHOST),
         physical: Default::default(),
         booted: 0,
+        runs: None,
     }
 }
 

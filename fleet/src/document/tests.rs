@@ -256,9 +256,9 @@ async fn a_plane_that_starts_anew_tells_nothing_to_whom_nothing_is_missing() {
     // One that knows nothing of before, and that nobody told anything yet.
     let anew = Documents::new(world.cell.clone(), vec![Source { keys, section, touched }]);
     let old = Generation { epoch: 0, revision: 1 };
-    let known = Known { generation: old, sum: Some(node.sum()) };
+    let known = Known { sum: Some(node.sum()), ..old.into() };
     let patch = anew.after("a", known, EPOCH + 1, Duration::ZERO).await;
     assert!(!patch.whole && patch.changed.is_empty() && patch.generation.epoch == EPOCH + 1, "{patch:?}");
-    let other = Known { generation: old, sum: Some(1) };
+    let other = Known { sum: Some(1), ..old.into() };
     assert!(anew.after("a", other, EPOCH + 1, Duration::ZERO).await.whole);
 }

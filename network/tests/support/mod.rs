@@ -32,6 +32,7 @@ pub fn hello(name: &str, number: u8, address: &str) -> Hello {
         address: address.parse().unwrap(),
         physical: ["physnet1".to_string()].into(),
         booted: 0,
+        runs: None,
     }
 }
 

@@ -14,8 +14,8 @@ pub use credentials::Credentials;
 
 use crate::{ImageBytes, Link, Node};
 use base::join::{
-    ANSWERS, Answer, Ask, Certificate, DOCUMENT, HELLO, IMAGES, JOIN, Join, Joined, NODE, Outcome, QUESTIONS,
-    Question, RENEW, REPORT, Renew, Token,
+    ANSWERS, Answer, Ask, Certificate, DOCUMENT, HELLO, IMAGES, JOIN, Join, Joined, NODE, Outcome, PROGRAMS,
+    QUESTIONS, Question, RENEW, REPORT, Renew, Token,
 };
 use base::node::{DOCUMENT_WAIT_MAX, Known, Patch};
 use base::pass::{self, Next, Pass};
@@ -164,13 +164,24 @@ impl Remote {
     async fn document(&self, known: Known, wait: Duration) -> Result<Patch> {
         let (after, sum) =
             (known.generation, known.sum.map(|sum| format!("&sum={sum:x}")).unwrap_or_default());
+        let order = known.order.map(|at| format!("&order={}", at.0)).unwrap_or_default();
+        let wait_ms = wait.as_millis();
         let path =
-            format!("{DOCUMENT}?after={}.{}&wait_ms={}{sum}", after.epoch, after.revision, wait.as_millis());
+            format!("{DOCUMENT}?after={}.{}&wait_ms={wait_ms}{sum}{order}", after.epoch, after.revision);
         read(self.ask(Method::GET, &path, Bytes::new(), wait + ANSWER_MAX).await?, DOCUMENT_BYTES_MAX).await
     }
 
     async fn image(&self, id: Uuid) -> Result<ImageBytes> {
-        let answer = self.ask(Method::GET, &format!("{IMAGES}{id}"), Bytes::new(), ANSWER_MAX).await?;
+        self.bytes(&format!("{IMAGES}{id}")).await
+    }
+
+    /// The bytes of a program that the node is ordered to run.
+    pub(crate) async fn program(&self, sha256: &str) -> Result<ImageBytes> {
+        self.bytes(&format!("{PROGRAMS}{sha256}")).await
+    }
+
+    async fn bytes(&self, path: &str) -> Result<ImageBytes> {
+        let answer = self.ask(Method::GET, path, Bytes::new(), ANSWER_MAX).await?;
         let chunks = answer.into_body().map_err(std::io::Error::other).into_data_stream();
         Ok(Box::pin(StreamReader::new(chunks)))
     }

@@ -25,8 +25,19 @@ static FILE: LazyLock<String> = LazyLock::new(|| {
     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 });
 
+/// A file that a node was given is named by its digest: then the environment says it.
+const FAULT: &str = "SHISA_FAULT";
+
 fn is(fault: &str) -> bool {
-    cfg!(feature = "break-candidate") && *FILE == fault
+    cfg!(feature = "break-candidate")
+        && (*FILE == fault || std::env::var(FAULT).is_ok_and(|said| said == fault))
+}
+
+/// Before nodes begin, which is never where that is broken.
+pub async fn nodes() {
+    if is("break-nodes") && !*ON_A_COPY {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// Answers as the services do, where nothing is broken.

@@ -1,7 +1,7 @@
 //! What the keeper of planes asks of a plane and tells it, over a socket that only its user opens.
 
 use super::services::Services;
-use super::{again, broken};
+use super::{again, broken, programs};
 use crate::first;
 use api::{Faults, Query, Reply, listen};
 use base::{Error, Result, Secret};
@@ -100,6 +100,14 @@ async fn answer(services: &Services, name: &str, request: Request<Incoming>) -> 
             cell.current().await?;
             return Ok(Reply::ok(&again::answer(services, &api::call::parse(&body)?).await?));
         }
+        (&Method::GET, "/far") => {
+            let after = query.get("after").unwrap_or_default();
+            return Ok(Reply::ok(&programs::page(services, after)));
+        }
+        (&Method::POST, "/far/look") => {
+            return Ok(Reply::ok(&programs::look(services, &api::call::parse(&body)?)));
+        }
+        (&Method::POST, "/far/orders") => programs::order(services, api::call::parse(&body)?).await?,
         (&Method::GET, "/digests") => {
             cell.current().await?;
             let newest = cell.read().revision();

@@ -13,8 +13,9 @@
 //! ```
 
 pub mod again;
-mod broken;
+pub mod broken;
 mod control;
+pub mod programs;
 pub mod services;
 
 pub use control::{First, SORTED, Word};

@@ -3,7 +3,6 @@
 use crate::routers::LostRoutersMoved;
 use crate::state::Directory;
 use api::Api;
-use api::reply::ByteStream;
 use base::pass::{self, Pass};
 use base::{Error, Id, Result};
 use fleet::plane::{self, Plane};
@@ -74,7 +73,8 @@ impl Services {
         let fleet = Fleet::new(cell.clone(), sources, sinks);
         let identity = identity::App::new(cell.clone(), identity::Settings::default());
         let storage = storage::App::new(cell.clone(), storage::Settings::new(state.join("storage")));
-        let nodes = Plane::new(fleet.clone(), settings(directory.need_ids()?.cloud, &storage));
+        let nodes =
+            Plane::new(fleet.clone(), settings(directory.need_ids()?.cloud, &storage, directory.programs()));
         let compute =
             compute::App { cell: cell.clone(), fleet: fleet.clone(), console: console(fleet.clone()) };
         let services = vec![
@@ -83,10 +83,17 @@ impl Services {
             storage::service(storage.clone()),
             compute::service(compute.clone()),
             compute::placement_service(compute),
-            fleet::service(fleet::App { plane: reach.map(|reach| (nodes.clone(), reach)) }),
+            fleet::service(fleet::App {
+                fleet: fleet.clone(),
+                plane: reach.map(|reach| (nodes.clone(), reach)),
+            }),
         ];
         let api = Api::new(services, identity.tokens.clone(), policy, public_url)?;
         Ok(Services { cell, api, fleet, identity, storage, nodes })
+    }
+
+    pub fn fleet(&self) -> &Fleet {
+        &self.fleet
     }
 
     /// Keeps the documents up with the log, for ever.
@@ -122,26 +129,29 @@ fn keep(loops: &mut JoinSet<()>, pass: impl Pass + 'static) {
     loops.spawn(async move { pass::run(pass, &Notify::new()).await });
 }
 
-async fn image_file(file: PathBuf) -> Result<tokio::fs::File> {
-    tokio::fs::File::open(&file).await.map_err(|e| match e.kind() {
-        ErrorKind::NotFound => Error::not_found("the image has no bytes").because(e),
-        _ => Error::unavailable("the image cannot be read").because(e),
-    })
+/// The bytes of a file, from its first to its last.
+async fn stream(file: PathBuf, what: &str) -> Result<plane::Bytes> {
+    let file = tokio::fs::File::open(&file).await.map_err(|e| match e.kind() {
+        ErrorKind::NotFound => Error::not_found(format!("{what} has no bytes")).because(e),
+        _ => Error::unavailable(format!("{what} cannot be read")).because(e),
+    })?;
+    let size = file.metadata().await?.len();
+    Ok((Box::pin(ReaderStream::with_capacity(file, CHUNK)), size))
 }
 
 /// What nodes are served.
-fn settings(cloud: u32, storage: &storage::App) -> plane::Settings {
+fn settings(cloud: u32, storage: &storage::App, programs: PathBuf) -> plane::Settings {
     let images = storage.settings.clone();
     let image = move |id: Uuid| {
         let file = storage::image::files::path(&images, Id::from_uuid(id));
-        let bytes = async move {
-            let file = image_file(file).await?;
-            let size = file.metadata().await?.len();
-            Ok((Box::pin(ReaderStream::with_capacity(file, CHUNK)) as ByteStream, size))
-        };
-        Box::pin(bytes) as Pin<Box<dyn Future<Output = _> + Send>>
+        Box::pin(async move { stream(file, "the image").await }) as Pin<Box<dyn Future<Output = _> + Send>>
     };
-    plane::Settings { cloud, image: Box::new(image), certificate_life: plane::CERTIFICATE_LIFE }
+    let program = move |sha256: &str| {
+        let file = programs.join(sha256);
+        Box::pin(async move { stream(file, "the program").await }) as Pin<Box<dyn Future<Output = _> + Send>>
+    };
+    let (image, program) = (Box::new(image), Box::new(program));
+    plane::Settings { cloud, image, program, certificate_life: plane::CERTIFICATE_LIFE }
 }
 
 /// Consoles are read from the node itself.

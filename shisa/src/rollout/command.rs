@@ -27,6 +27,7 @@ pub async fn run(directory: &Directory, words: &cli::Rollout, begin: Instant) ->
                 bake_s: start.bake.unsigned_abs(),
                 conformance: start.conformance.clone(),
                 without_copy: start.without_copy,
+                no_nodes: start.no_nodes,
             });
             let rollout = tell(directory, Method::POST, "/rollouts", &new).await?;
             watch(directory, rollout, begin).await

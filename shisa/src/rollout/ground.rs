@@ -134,7 +134,9 @@ impl Ground {
         self.working.spawn(async move { api::listen(near, nearby, std::future::pending()).await });
         let state = std::fs::canonicalize(&self.folder.0)?;
         let wishes = Wishes { nodes: NODES, ..Wishes::default() };
-        let nodes = std::sync::Arc::new(Nodes::new(ids, &state, &wishes, self.planes.clone()));
+        let planes = self.planes.clone();
+        let near = move || planes.node_sockets().map(|(near, _)| near);
+        let nodes = std::sync::Arc::new(Nodes::new(ids, &state, &wishes, near));
         let (theirs, stopped) = (nodes.clone(), self.stop.subscribe());
         self.working.spawn(async move {
             if let Err(error) = theirs.work(stopped).await {
@@ -142,7 +144,7 @@ impl Ground {
             }
         });
         let late = |e| Error::unavailable("the nodes of the copy do not come").because(e);
-        tokio::time::timeout(NODES_MAX, nodes.greeted()).await.map_err(late)
+        tokio::time::timeout(NODES_MAX, nodes.met(|met| met.greeted)).await.map_err(late)
     }
 
     /// Ends all of its processes and removes its files.

@@ -3,15 +3,15 @@
 //! It runs in the process that is up and keeps the planes; whoever started it only watches.
 //!
 //! ```text
-//! start -> digest -> reads -> changes -> cost -> copy -> conformance -> rehearsal -> switch -> bake -> active --finalise--> finalised
-//!   |        |         |         |        |       |          |            |           |        |        |
-//!   +--------+---------+---------+--------+-------+----------+------------+-----------+        |        +--rollback--> rolled back
+//! start -> digest -> reads -> changes -> cost -> copy -> conformance -> rehearsal -> switch -> bake -> nodes -> active --finalise--> finalised
+//!   |        |         |         |        |       |          |            |           |        |       |        |
+//!   +--------+---------+---------+--------+-------+----------+------------+-----------+        +-------+        +--rollback--> rolled back
 //!                        v                                                                     v
-//!              withdraw: stopped       back, withdraw: taken back
+//!              withdraw: stopped                                       nodes back, back, withdraw: taken back
 //! ```
 //!
 //! The candidate follows and does not stand by. Each gate and switch is a step in `record`; `gates` are before the
-//! switch, `bake` watches after it. `shisa plane rollback` ends a rollout that goes on the same way as a trigger does.
+//! switch, `bake` watches after it, `waves` brings the binary to nodes. `shisa plane rollback` ends a rollout that goes on the same way as a trigger does.
 //! The gates from `copy` on are on a copy of the cloud (`ground`), which is gone before the switch.
 
 mod bake;
@@ -23,9 +23,11 @@ mod inside;
 mod record;
 mod rehearsal;
 mod suite;
+mod waves;
 
 use crate::clouds::Clouds;
 use crate::doors::Doors;
+use crate::nodes;
 use crate::plane::Word;
 use crate::planes::{COLOURS, Planes, State, Switch};
 use crate::state::Directory;
@@ -38,6 +40,7 @@ pub use record::{Outcome, Rollout, Seat};
 use rehearsal::Stage;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex as Plain};
 use std::time::{Duration, Instant};
@@ -45,8 +48,8 @@ use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use tokio::task::AbortHandle;
 
 /// What no gate tries.
-const NOT_REHEARSED: &str = "the front door, which `shisa plane finalise` replaces, and the nodes of this process, which keep \
-     their binary until the next `shisa up`";
+const NOT_REHEARSED: &str = "the front door, which `shisa plane finalise` replaces, and the process that keeps planes and door, which \
+     has its binary until the next `shisa up`";
 /// What an operator may leave out.
 const LEFT_OUT: &str = "the way back and the conformance suite on a copy (--without-copy); ";
 /// A switch back is tried again for so long; a plane that ended is followed by the other one meanwhile.
@@ -66,6 +69,8 @@ pub struct New {
     pub conformance: Option<String>,
     #[serde(default)]
     pub without_copy: bool,
+    #[serde(default)]
+    pub no_nodes: bool,
 }
 
 /// Clones are handles to the same.
@@ -76,6 +81,7 @@ pub struct Rollouts {
 
 struct Inner {
     planes: Planes,
+    nodes: nodes::Keeper,
     book: Book,
     /// Held by whatever changes the planes for an operator.
     turn: Arc<Mutex<()>>,
@@ -86,11 +92,11 @@ struct Inner {
 
 impl Rollouts {
     /// Errors: what keeps the record of earlier ones from being read.
-    pub fn open(directory: &Directory, planes: Planes) -> Result<Rollouts> {
+    pub fn open(directory: &Directory, planes: Planes, nodes: nodes::Keeper) -> Result<Rollouts> {
         let (turn, back, task) = (Arc::default(), watch::Sender::new(false), Plain::default());
         let book = Book::open(directory)?;
         ground::sweep(directory);
-        Ok(Rollouts { inner: Arc::new(Inner { planes, book, turn, back, task }) })
+        Ok(Rollouts { inner: Arc::new(Inner { planes, nodes, book, turn, back, task }) })
     }
 
     pub fn last(&self) -> Option<Rollout> {
@@ -137,6 +143,9 @@ impl Rollouts {
             bake_s: new.bake_s,
             conformance: new.conformance,
             without_copy: new.without_copy,
+            no_nodes: new.no_nodes,
+            local_before: None,
+            nodes_before: BTreeMap::new(),
             had_standby,
             outcome: Outcome::Running,
             begun: now(),
@@ -174,9 +183,10 @@ impl Rollouts {
         let run = Run { inner: self.inner.clone(), rollout: last };
         run.way_back()?;
         run.step("rollback", "", run.back()).await?;
+        let nodes = run.nodes_back().await;
         let withdrawn = run.step("withdraw", "", run.withdraw()).await;
         run.inner.book.close(Outcome::RolledBack);
-        withdrawn?;
+        nodes.and(withdrawn)?;
         self.last().ok_or_else(none)
     }
 
@@ -247,9 +257,10 @@ impl Run {
         let watched = format!("{} is watched for {} s", self.candidate(), self.rollout.bake_s);
         let bake_max = Duration::from_secs(self.rollout.bake_s);
         let bake = bake::watch(self.planes(), &self.rollout, before, bake_max, self.inner.back.subscribe());
-        if self.step("bake", &watched, bake).await.is_ok() {
+        if self.step("bake", &watched, bake).await.is_ok() && self.nodes().await.is_ok() {
             return Outcome::Active;
         }
+        let _ = self.nodes_back().await;
         if self.step("back", "", self.back()).await.is_err() {
             return Outcome::Active;
         }

@@ -3,8 +3,10 @@
 //! Limit: the last `ROLLOUTS_MAX`.
 
 use crate::state::{self, Directory};
+use base::program::Program;
 use base::{Error, Result, Timestamp};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
@@ -103,6 +105,15 @@ pub struct Rollout {
     /// Nothing was tried on a copy, as the operator wished.
     #[serde(default)]
     pub without_copy: bool,
+    /// Nodes keep their binary, as the operator wished.
+    #[serde(default)]
+    pub no_nodes: bool,
+    /// What the nodes of this machine ran before, once they run the candidate's binary.
+    #[serde(default)]
+    pub local_before: Option<PathBuf>,
+    /// What nodes on other machines ran before they were ordered to run the candidate's.
+    #[serde(default)]
+    pub nodes_before: BTreeMap<String, Program>,
     /// A plane of the old binary stood by before.
     pub had_standby: bool,
     pub outcome: Outcome,
@@ -271,6 +282,9 @@ mod tests {
             bake_s: 60,
             conformance: None,
             without_copy: false,
+            no_nodes: false,
+            local_before: None,
+            nodes_before: BTreeMap::new(),
             had_standby: false,
             outcome: Outcome::Running,
             begun: now(),

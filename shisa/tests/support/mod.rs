@@ -207,7 +207,13 @@ impl Drop for Member {
 impl Member {
     /// Starts it, and waits until it is up.
     pub fn start(state: &Path, words: &[&str]) -> Member {
-        let mut command = shisa();
+        Member::start_as(Path::new(env!("CARGO_BIN_EXE_shisa")), state, words)
+    }
+
+    /// By this program.
+    pub fn start_as(binary: &Path, state: &Path, words: &[&str]) -> Member {
+        let mut command = Command::new(binary);
+        command.stdin(Stdio::null());
         let mut child =
             command.arg("node").args(words).arg("--state").arg(state).stdout(Stdio::piped()).spawn().unwrap();
         let mut out = BufReader::new(child.stdout.take().unwrap());
@@ -216,6 +222,15 @@ impl Member {
             assert!(out.read_line(&mut said).unwrap() > 0, "it ended: {said}");
         }
         Member { child, out }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it has ended.
+    pub fn ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 
     /// As a crash would.
