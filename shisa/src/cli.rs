@@ -1,7 +1,10 @@
 //! The command line: what may be said, and which module carries it out.
 
+use crate::maintenance::{Drain, NodeName};
 use crate::state::Directory;
-use crate::{control, demo, door, down, env, join, plane, records, rollout, status, token, trace, up};
+use crate::{
+    control, demo, door, down, env, join, maintenance, plane, records, rollout, status, token, trace, up,
+};
 use base::{Error, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fleet::door::Certificates;
@@ -169,6 +172,13 @@ pub struct Node {
 enum NodeCommand {
     /// On the plane's machine: print a token by which machines may join
     Token(Token),
+    /// On the plane's machine: say which nodes there are, how many servers each has, and which are drained
+    List,
+    /// On the plane's machine: before work on a node, tell its servers' owners, and at a deadline stop what still runs
+    /// there. Shows what is left; Ctrl-C leaves the drain going, and the same command shows it again
+    Drain(Drain),
+    /// On the plane's machine: end a node's drain; servers that it stopped are started again
+    Undrain(NodeName),
     /// The same as without a word
     Run(Run),
 }
@@ -216,7 +226,7 @@ pub struct Run {
 }
 
 /// `30s`, `10m`, `1h`, `2d`
-fn seconds(text: &str) -> Result<i64, String> {
+pub fn seconds(text: &str) -> Result<i64, String> {
     let wrong = || "a number with s, m, h or d behind it".to_string();
     let unit = text.chars().last().ok_or_else(wrong)?;
     let each = match unit {
@@ -443,6 +453,13 @@ pub async fn run(cli: Cli, begin: Instant) -> Result<ExitCode> {
         Command::Down(down) => down::run(&directory, down.wipe).await?,
         Command::Node(Node { command: Some(NodeCommand::Token(token)), .. }) => {
             token::run(&directory, &token).await?;
+        }
+        Command::Node(Node { command: Some(NodeCommand::List), .. }) => maintenance::list(&directory).await?,
+        Command::Node(Node { command: Some(NodeCommand::Drain(drain)), .. }) => {
+            maintenance::drain(&directory, &drain, begin).await?;
+        }
+        Command::Node(Node { command: Some(NodeCommand::Undrain(node)), .. }) => {
+            maintenance::undrain(&directory, &node).await?;
         }
         Command::Node(Node { command: Some(NodeCommand::Run(run)), .. } | Node { command: None, run }) => {
             join::run(&directory, &run, begin).await?;

@@ -23,6 +23,7 @@ mod image;
 mod join;
 mod logging;
 mod machine;
+mod maintenance;
 mod nodes;
 mod plane;
 mod planes;

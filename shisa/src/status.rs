@@ -2,9 +2,10 @@
 
 use crate::http::text;
 use crate::image;
+use crate::maintenance;
 use crate::progress::say;
 use crate::state::{Directory, Membership};
-use base::Result;
+use base::{Kind, Result};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
@@ -30,6 +31,12 @@ pub async fn run(directory: &Directory) -> Result<ExitCode> {
     let up = count(&nodes["hypervisors"], "state");
     say(format_args!("nodes: {} (machine {})", told(&up), format!("{:?}", ids.machine).to_lowercase()));
     lines(&nodes["hypervisors"]).iter().for_each(say);
+    match admin.get("/maintenance/v1/nodes").await {
+        Ok(nodes) => drained(&nodes["nodes"]).iter().for_each(say),
+        // A plane of a version before does not know it.
+        Err(error) if error.kind() == Kind::NotFound => {}
+        Err(error) => return Err(error),
+    }
     let agents = admin.get("/network/v2.0/agents?fields=host&fields=configurations").await?;
     slow(&agents["agents"]).iter().for_each(say);
     let servers = admin.get("/compute/v2.1/servers/detail?all_tenants=1").await?;
@@ -65,6 +72,15 @@ fn lines(nodes: &Value) -> Vec<String> {
         lines.push(format!("  and {} more", nodes.len() - NODES_SHOWN));
     }
     lines
+}
+
+/// Nodes that are drained, or worked on.
+fn drained(nodes: &Value) -> Vec<String> {
+    let nodes = nodes.as_array().into_iter().flatten();
+    let lines = nodes.filter_map(|node| {
+        maintenance::about(&node["maintenance"]).map(|what| format!("  {}: {what}", text(&node["name"])))
+    });
+    lines.take(NODES_SHOWN).collect()
 }
 
 /// Nodes whose kernel's calls cost many times what they cost on the others.

@@ -6,6 +6,7 @@ use api::Api;
 use api::reply::ByteStream;
 use base::pass::{self, Pass};
 use base::{Error, Id, Result};
+use compute::maintenance::drain::DrainsCarriedOut;
 use fleet::plane::{self, Plane};
 use fleet::{Fleet, SilentNodesClosed};
 use identity::token::EndedRevocationsForgotten;
@@ -28,7 +29,8 @@ const CHUNK: usize = 256 << 10;
 
 /// The record format that this version writes once a rollout to it is finalised (`store::format`): raised with the first
 /// new kind or value of an enum after a release.
-const FORMAT: u32 = if cfg!(feature = "next-format") { 2 } else { 1 };
+/// Format 2 came with `compute::maintenance`.
+const FORMAT: u32 = if cfg!(feature = "next-format") { 3 } else { compute::maintenance::FORMAT };
 /// The oldest that it can write as: the one of the release before.
 const EMULATES: u32 = 1;
 
@@ -82,7 +84,8 @@ impl Services {
             network::service(network::App { cell: cell.clone(), fleet: fleet.clone() }),
             storage::service(storage.clone()),
             compute::service(compute.clone()),
-            compute::placement_service(compute),
+            compute::placement_service(compute.clone()),
+            compute::maintenance::rest::service(compute),
             fleet::service(fleet::App { plane: reach.map(|reach| (nodes.clone(), reach)) }),
         ];
         let api = Api::new(services, identity.tokens.clone(), policy, public_url)?;
@@ -109,6 +112,7 @@ impl Services {
         loops.spawn(self.nodes.clone().serve_near(near));
         loops.spawn(self.nodes.clone().serve(far));
         keep(&mut loops, SilentNodesClosed { fleet: self.fleet.clone() });
+        keep(&mut loops, DrainsCarriedOut { cell: self.cell.clone() });
         keep(&mut loops, LostRoutersMoved { cell: self.cell.clone(), fleet: self.fleet.clone() });
         let grace_s = self.identity.settings.allow_expired_s;
         keep(&mut loops, EndedRevocationsForgotten { cell: self.cell.clone(), grace_s });

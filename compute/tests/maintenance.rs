@@ -1,0 +1,324 @@
+//! A node's maintenance through the real router: who may, what becomes of the service and of each server, step by step.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod support;
+
+use base::node::{Report, VmReport, VmState};
+use base::{Id, Timestamp};
+use compute::Server;
+use compute::maintenance::{BY_NODE, Event, Maintenance, Stage, drain, event_id};
+use identity::testing::Person;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use store::Cause;
+use support::{Ground, Whole, id};
+
+const NODES: &str = "/maintenance/v1/nodes";
+const NOVA: &str = "/compute/v2.1";
+
+struct Scene {
+    whole: Whole,
+    admin: Person,
+    member: Person,
+    ground: Ground,
+}
+
+impl Scene {
+    /// n2 takes no servers, so all come to n1.
+    async fn new() -> Scene {
+        let whole = Whole::new().await;
+        let finalise = |tx: &mut store::Tx| store::format::finalise(tx);
+        whole.cloud.cell.write(Cause::step("finalise"), finalise).await.unwrap();
+        let (admin, member) = (whole.cloud.admin.clone(), whole.cloud.member("member").await);
+        let ground = whole.ground(&member).await;
+        let scene = Scene { whole, admin, member, ground };
+        scene.enable("n2", json!({"status": "disabled", "disabled_reason": "spare"}), 200).await;
+        scene
+    }
+
+    async fn service(&self, name: &str) -> Value {
+        let path = format!("{NOVA}/os-services?host={name}");
+        let (_, answer) = self.whole.at(&self.admin, "2.53", "GET", &path, Value::Null).await;
+        answer["services"][0].clone()
+    }
+
+    async fn enable(&self, name: &str, change: Value, expect: u16) {
+        let path = format!("{NOVA}/os-services/{}", id(&self.service(name).await));
+        let (status, answer) = self.whole.at(&self.admin, "2.53", "PUT", &path, change).await;
+        assert_eq!(status, expect, "{answer}");
+    }
+
+    async fn server(&self, name: &str) -> String {
+        let new = self.ground.server(name);
+        id(&self.whole.make(&self.member, &format!("{NOVA}/servers"), new).await)
+    }
+
+    async fn act(&self, server: &str, action: &str, expect: u16) -> Value {
+        let path = format!("{NOVA}/servers/{server}/action");
+        let (status, answer) = self.whole.ask(&self.member, "POST", &path, json!({action: null})).await;
+        assert_eq!(status, expect, "{action}: {answer}");
+        answer
+    }
+
+    async fn status(&self, server: &str) -> String {
+        let path = format!("{NOVA}/servers/{server}");
+        let (_, answer) = self.whole.ask(&self.member, "GET", &path, Value::Null).await;
+        answer["server"]["status"].as_str().unwrap_or("gone").to_string()
+    }
+
+    /// The node does at once what it is told.
+    async fn node_acts(&self) {
+        let state = self.whole.cloud.cell.read();
+        let mut report = Report { whole: true, ..Report::default() };
+        for server in state.by(&compute::server::BY_HOST, "n1") {
+            let on = server.desired == base::node::Power::On;
+            let state = if on { VmState::Running } else { VmState::Stopped };
+            if server.phase == compute::server::Phase::Settled {
+                let seen = VmReport { state, reboots: server.reboots, fault: None, password: None };
+                report.vms.insert(server.id.uuid(), seen);
+            }
+        }
+        self.whole.fleet.report("n1", report).await.unwrap();
+    }
+
+    async fn drain(&self, name: &str, seconds: i64, expect: u16) -> Value {
+        let deadline = Timestamp::wall().plus_secs(seconds).micros_zulu();
+        let asked = json!({"drain": {"deadline": deadline, "reason": "new disks"}});
+        let path = format!("{NODES}/{name}/drain");
+        let (status, answer) = self.whole.ask(&self.admin, "POST", &path, asked).await;
+        assert_eq!(status, expect, "{answer}");
+        answer["maintenance"].clone()
+    }
+
+    async fn undrain(&self, expect: u16) -> Value {
+        let path = format!("{NODES}/n1/undrain");
+        let (status, answer) = self.whole.ask(&self.admin, "POST", &path, Value::Null).await;
+        assert_eq!(status, expect, "{answer}");
+        answer["maintenance"].clone()
+    }
+
+    /// The loop, until it has nothing to do.
+    async fn carried_out(&self) {
+        while self.whole.cloud.cell.write(Cause::step("drains"), drain::step).await.unwrap() {}
+    }
+
+    /// As if the time had come.
+    async fn deadline_over(&self) {
+        let write = |tx: &mut store::Tx| {
+            let id = tx.by(&BY_NODE, "n1").find(|m| m.stage == Stage::Scheduled).unwrap().id;
+            let now = tx.now();
+            tx.update::<Maintenance>(&id, |m| m.deadline = now)?;
+            Ok(())
+        };
+        self.whole.cloud.cell.write(Cause::step("time"), write).await.unwrap();
+    }
+
+    fn event(&self, maintenance: &Value, server: &str) -> Option<Arc<Event>> {
+        let maintenance: Id<Maintenance> = id(maintenance).parse().unwrap();
+        let server: Id<Server> = server.parse().unwrap();
+        self.whole.cloud.cell.read().get::<Event>(&event_id(maintenance, server)).cloned()
+    }
+
+    fn stage(&self, maintenance: &Value, server: &str) -> Option<Stage> {
+        self.event(maintenance, server).map(|event| event.stage)
+    }
+}
+
+#[tokio::test]
+async fn at_the_deadline_what_runs_is_stopped_and_at_the_end_it_alone_is_started() {
+    let scene = Scene::new().await;
+    let mut names = Vec::new();
+    for n in 0..9 {
+        names.push(scene.server(&format!("s{n}")).await);
+    }
+    let (stopped, deleted) = (names[0].clone(), names[1].clone());
+    scene.node_acts().await;
+    scene.enable("n2", json!({"status": "enabled"}), 200).await;
+    let m = scene.drain("n1", 3600, 201).await;
+    assert_eq!((&m["state"], &m["servers"], &m["running"]), (&json!("scheduled"), &json!(9), &json!(9)));
+    let service = scene.service("n1").await;
+    assert_eq!(service["status"], "disabled");
+    assert_eq!(
+        service["disabled_reason"],
+        format!("Maintenance from {}: new disks", m["deadline"].as_str().unwrap())
+    );
+    // Nothing new comes here; who is here goes on.
+    let elsewhere = scene.server("elsewhere").await;
+    let host = |server: &str| {
+        let id: Id<Server> = server.parse().unwrap();
+        scene.whole.cloud.cell.read().get::<Server>(&id).unwrap().host.clone().unwrap()
+    };
+    assert_eq!(host(&elsewhere), "n2");
+    scene.carried_out().await;
+    assert!(names.iter().all(|name| scene.stage(&m, name) == Some(Stage::Scheduled)));
+    assert_eq!(scene.event(&m, &elsewhere), None);
+    assert_eq!(scene.status(&names[2]).await, "ACTIVE");
+
+    // Asked again, it is what it was, whatever is said; the node is opened by its end alone.
+    let again = scene.drain("n1", 7200, 200).await;
+    assert_eq!((&again["id"], &again["deadline"]), (&m["id"], &m["deadline"]));
+    scene.enable("n1", json!({"status": "enabled"}), 409).await;
+
+    // Owners: one stops, one deletes, one reboots.
+    scene.act(&stopped, "os-stop", 202).await;
+    scene.node_acts().await;
+    let path = format!("{NOVA}/servers/{deleted}");
+    assert_eq!(scene.whole.ask(&scene.member, "DELETE", &path, Value::Null).await.0, 204);
+    scene.deadline_over().await;
+    scene.carried_out().await;
+    scene.node_acts().await;
+    for name in &names[2..] {
+        assert_eq!(
+            (scene.stage(&m, name), scene.status(name).await.as_str()),
+            (Some(Stage::Started), "SHUTOFF")
+        );
+        assert!(scene.event(&m, name).unwrap().stopped);
+    }
+    assert!(!scene.event(&m, &stopped).unwrap().stopped);
+    assert_eq!(scene.stage(&m, &deleted), Some(Stage::Scheduled), "it is gone");
+    let (_, node) = scene.whole.ask(&scene.admin, "GET", &format!("{NODES}/n1"), Value::Null).await;
+    assert_eq!((&node["node"]["servers"], &node["node"]["running"]), (&json!(8), &json!(0)), "{node}");
+    // It is being worked on.
+    let refused = scene.act(&stopped, "os-start", 409).await;
+    assert!(refused.to_string().contains("its host is in maintenance since"), "{refused}");
+    let reboot = json!({"reboot": {"type": "HARD"}});
+    let path = format!("{NOVA}/servers/{stopped}/action");
+    assert_eq!(scene.whole.ask(&scene.member, "POST", &path, reboot).await.0, 409);
+
+    let ended = scene.undrain(200).await;
+    assert_eq!((&ended["state"], &ended["stopped"]), (&json!("completed"), &json!(7)));
+    let service = scene.service("n1").await;
+    assert_eq!((&service["status"], &service["disabled_reason"]), (&json!("enabled"), &Value::Null));
+    scene.undrain(409).await;
+    scene.carried_out().await;
+    scene.node_acts().await;
+    for name in &names[2..] {
+        assert_eq!(scene.status(name).await, "ACTIVE");
+    }
+    assert_eq!(scene.status(&stopped).await, "SHUTOFF", "its owner stopped it");
+    let state = scene.whole.cloud.cell.read();
+    assert_eq!(state.count::<Event>(), 0, "nothing is left to be done");
+    assert!(state.all::<Maintenance>().all(|m| m.closed && m.stage == Stage::Completed));
+    scene.act(&stopped, "os-start", 202).await;
+}
+
+#[tokio::test]
+async fn a_drain_that_ends_before_its_deadline_touches_no_server() {
+    let scene = Scene::new().await;
+    let server = scene.server("s").await;
+    scene.node_acts().await;
+    let m = scene.drain("n1", 3600, 201).await;
+    scene.carried_out().await;
+    assert_eq!(scene.undrain(200).await["state"], "cancelled");
+    scene.deadline_never_comes().await;
+    assert_eq!((scene.status(&server).await.as_str(), scene.stage(&m, &server)), ("ACTIVE", None));
+    // The next one is another.
+    let next = scene.drain("n1", 3600, 201).await;
+    assert_ne!(next["id"], m["id"]);
+}
+
+#[tokio::test]
+async fn one_stops_and_the_next_may_begin_before_the_first_has_started_what_it_stopped() {
+    let scene = Scene::new().await;
+    let server = scene.server("s").await;
+    scene.node_acts().await;
+    scene.drain("n1", 3600, 201).await;
+    scene.deadline_over().await;
+    scene.carried_out().await;
+    scene.undrain(200).await;
+    let second = scene.drain("n1", 3600, 201).await;
+    scene.deadline_over().await;
+    scene.carried_out().await;
+    scene.node_acts().await;
+    // The first gave it back, so the second stopped it, and gives it back, too.
+    assert!(scene.event(&second, &server).unwrap().stopped);
+    scene.undrain(200).await;
+    scene.carried_out().await;
+    scene.node_acts().await;
+    assert_eq!(scene.status(&server).await, "ACTIVE");
+}
+
+#[tokio::test]
+async fn a_service_that_was_disabled_before_stays_so() {
+    let scene = Scene::new().await;
+    scene.enable("n1", json!({"status": "disabled", "disabled_reason": "mine"}), 200).await;
+    scene.drain("n1", 3600, 201).await;
+    scene.undrain(200).await;
+    let service = scene.service("n1").await;
+    assert_eq!((&service["status"], &service["disabled_reason"]), (&json!("disabled"), &json!("mine")));
+}
+
+#[tokio::test]
+async fn a_node_that_leaves_the_cloud_ends_its_maintenance() {
+    let scene = Scene::new().await;
+    scene.drain("n1", 3600, 201).await;
+    let path = format!("{NOVA}/os-services/{}", id(&scene.service("n1").await));
+    assert_eq!(scene.whole.at(&scene.admin, "2.53", "DELETE", &path, Value::Null).await.0, 204);
+    scene.carried_out().await;
+    assert!(scene.whole.cloud.cell.read().all::<Maintenance>().all(|m| m.closed));
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_said_and_who_may_not_is_refused() {
+    let whole = Whole::new().await;
+    let (admin, member) = (whole.cloud.admin.clone(), whole.cloud.member("member").await);
+    let at = |seconds: i64| Timestamp::wall().plus_secs(seconds).micros_zulu();
+    let drain = |node: &'static str, what: Value| {
+        let (whole, admin) = (&whole, &admin);
+        async move {
+            let path = format!("{NODES}/{node}/drain");
+            let (status, answer) = whole.ask(admin, "POST", &path, json!({"drain": what})).await;
+            (status, answer.to_string())
+        }
+    };
+    // A version that does not know these records may come back.
+    let (status, why) = drain("n1", json!({"deadline": at(60)})).await;
+    assert!(status == 409 && why.contains("format 2") && why.contains("plane finalise"), "{why}");
+    let finalise = |tx: &mut store::Tx| store::format::finalise(tx);
+    whole.cloud.cell.write(Cause::step("finalise"), finalise).await.unwrap();
+
+    for (what, expect) in [
+        (json!({"deadline": at(-1)}), "is not within the next 30 days"),
+        (json!({"deadline": at(31 * 86_400)}), "is not within the next 30 days"),
+        (json!({"deadline": "soon"}), "'soon' is not an ISO 8601 time"),
+        (json!({}), "deadline"),
+        (json!({"deadline": at(60), "until": at(30)}), "comes after its deadline"),
+        (json!({"deadline": at(60), "reason": ""}), "at most 200 characters"),
+        (json!({"deadline": at(60), "reason": "a\nb"}), "at most 200 characters"),
+        (json!({"deadline": at(60), "reason": "x".repeat(201)}), "at most 200 characters"),
+        (json!({"deadline": at(60), "force": true}), "force"),
+    ] {
+        let (status, why) = drain("n1", what.clone()).await;
+        assert!(status == 400 && why.contains(expect), "{what}: {status} {why}");
+    }
+    assert_eq!(drain("n9", json!({"deadline": at(60)})).await.0, 404);
+    assert_eq!(whole.ask(&admin, "POST", &format!("{NODES}/n9/undrain"), Value::Null).await.0, 404);
+    for (method, path) in [
+        ("GET", NODES.to_string()),
+        ("GET", format!("{NODES}/n1")),
+        ("POST", format!("{NODES}/n1/drain")),
+        ("POST", format!("{NODES}/n1/undrain")),
+    ] {
+        let body = json!({"drain": {"deadline": at(60)}});
+        let body = if method == "POST" { body } else { Value::Null };
+        assert_eq!(whole.ask(&member, method, &path, body).await.0, 403, "{method} {path}");
+    }
+    assert_eq!(whole.cloud.cell.read().count::<Maintenance>(), 0);
+}
+
+impl Scene {
+    /// What is over does not start.
+    async fn deadline_never_comes(&self) {
+        let write = |tx: &mut store::Tx| {
+            let ids: Vec<_> = tx.all::<Maintenance>().map(|m| m.id).collect();
+            let now = tx.now();
+            for id in ids {
+                tx.update::<Maintenance>(&id, |m| m.deadline = now)?;
+            }
+            Ok(())
+        };
+        self.whole.cloud.cell.write(Cause::step("time"), write).await.unwrap();
+        self.carried_out().await;
+    }
+}
