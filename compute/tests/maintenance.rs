@@ -98,6 +98,16 @@ impl Scene {
         answer["maintenance"].clone()
     }
 
+    /// What the server's own section says of maintenance.
+    fn told(&self, server: &str) -> Option<base::node::Maintenance> {
+        let state = self.whole.cloud.cell.read();
+        let key = base::node::SectionKey::Vm(server.parse().unwrap());
+        match &self.whole.fleet.document_at(&state, "n1").sections[&key] {
+            base::node::Section::Vm(vm) => vm.maintenance.clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// The loop, until it has nothing to do.
     async fn carried_out(&self) {
         while self.whole.cloud.cell.write(Cause::step("drains"), drain::step).await.unwrap() {}
@@ -209,13 +219,50 @@ async fn a_drain_that_ends_before_its_deadline_touches_no_server() {
     let server = scene.server("s").await;
     scene.node_acts().await;
     let m = scene.drain("n1", 3600, 201).await;
+    // At once: no step was taken yet.
+    let told = scene.told(&server).unwrap();
+    assert_eq!((told.started, told.reason.as_str()), (false, "new disks"));
     scene.carried_out().await;
+    assert_eq!(scene.told(&server).as_ref(), Some(&told));
+    assert_eq!(scene.event(&m, &server).unwrap().id.uuid(), told.event);
     assert_eq!(scene.undrain(200).await["state"], "cancelled");
+    assert_eq!(scene.told(&server), None);
     scene.deadline_never_comes().await;
     assert_eq!((scene.status(&server).await.as_str(), scene.stage(&m, &server)), ("ACTIVE", None));
     // The next one is another.
     let next = scene.drain("n1", 3600, 201).await;
     assert_ne!(next["id"], m["id"]);
+}
+
+#[tokio::test]
+async fn a_node_is_patched_with_what_its_guests_are_told() {
+    let scene = Scene::new().await;
+    let server = scene.server("s").await;
+    let fleet = scene.whole.fleet.clone();
+    let follower = fleet.clone();
+    let following = tokio::spawn(async move { follower.follow().await });
+    let key = base::node::SectionKey::Vm(server.parse().unwrap());
+    let mut document = base::node::Document::default();
+    // What the node knows at last, when it waits for what is to come.
+    for active in [false, true, false] {
+        match active {
+            true => drop(scene.drain("n1", 3600, 201).await),
+            false if document.sections.is_empty() => {}
+            false => drop(scene.undrain(200).await),
+        }
+        let told = |document: &base::node::Document| match document.sections.get(&key) {
+            Some(base::node::Section::Vm(vm)) => vm.maintenance.is_some() == active,
+            _ => false,
+        };
+        let begin = std::time::Instant::now();
+        while !told(&document) {
+            assert!(begin.elapsed().as_secs() < 30, "{active}: {document:?}");
+            let patch = fleet.document("n1", document.generation, std::time::Duration::from_secs(1)).await;
+            document.patch(patch.unwrap());
+        }
+        assert_eq!(document.sections, fleet.document_at(&scene.whole.cloud.cell.read(), "n1").sections);
+    }
+    following.abort();
 }
 
 #[tokio::test]

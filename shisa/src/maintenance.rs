@@ -104,7 +104,7 @@ pub async fn undrain(directory: &Directory, node: &NodeName) -> Result<()> {
     let ended = &ended["maintenance"];
     say(format_args!("{} is drained no more: {}", node.name, text(&ended["state"])));
     if ended["stopped"] != 0 {
-        say(format_args!("{} servers that the drain stopped are started again", ended["stopped"]));
+        say(format_args!("started again, as the drain stopped them: {}", ended["stopped"]));
     }
     Ok(())
 }

@@ -141,7 +141,7 @@ fn a_drain_outlives_a_switch_of_planes_and_a_crash_and_its_end_starts_what_it_st
 
     let text = ground.well(&["node", "undrain", &node]);
     assert!(
-        text.contains("completed") && text.contains("2 servers that the drain stopped are started"),
+        text.contains("completed") && text.contains("started again, as the drain stopped them: 2"),
         "{text}"
     );
     servers[1..].iter().for_each(|server| ground.is(server, "ACTIVE"));
