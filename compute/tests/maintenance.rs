@@ -7,6 +7,7 @@ mod support;
 use base::node::{Report, VmReport, VmState};
 use base::{Id, Timestamp};
 use compute::Server;
+use compute::maintenance::notice::{self, Operator, Outcome, Receiver, TRIES_MAX};
 use compute::maintenance::{BY_NODE, Event, Maintenance, Stage, drain, event_id};
 use identity::testing::Person;
 use serde_json::{Value, json};
@@ -110,7 +111,8 @@ impl Scene {
 
     /// The loop, until it has nothing to do.
     async fn carried_out(&self) {
-        while self.whole.cloud.cell.write(Cause::step("drains"), drain::step).await.unwrap() {}
+        let step = |tx: &mut store::Tx| drain::step(tx, Operator::Told);
+        while self.whole.cloud.cell.write(Cause::step("drains"), step).await.unwrap() {}
     }
 
     /// As if the time had come.
@@ -207,6 +209,9 @@ async fn at_the_deadline_what_runs_is_stopped_and_at_the_end_it_alone_is_started
         assert_eq!(scene.status(name).await, "ACTIVE");
     }
     assert_eq!(scene.status(&stopped).await, "SHUTOFF", "its owner stopped it");
+    // The operator is told of each server's three stages, of the deleted one's first, and then it is closed.
+    assert_eq!(scene.tell(|_| Outcome::Answered).await.len(), 8 * 3 + 1);
+    scene.carried_out().await;
     let state = scene.whole.cloud.cell.read();
     assert_eq!(state.count::<Event>(), 0, "nothing is left to be done");
     assert!(state.all::<Maintenance>().all(|m| m.closed && m.stage == Stage::Completed));
@@ -228,6 +233,8 @@ async fn a_drain_that_ends_before_its_deadline_touches_no_server() {
     assert_eq!(scene.undrain(200).await["state"], "cancelled");
     assert_eq!(scene.told(&server), None);
     scene.deadline_never_comes().await;
+    scene.tell(|_| Outcome::Answered).await;
+    scene.carried_out().await;
     assert_eq!((scene.status(&server).await.as_str(), scene.stage(&m, &server)), ("ACTIVE", None));
     // The next one is another.
     let next = scene.drain("n1", 3600, 201).await;
@@ -284,6 +291,67 @@ async fn one_stops_and_the_next_may_begin_before_the_first_has_started_what_it_s
     scene.carried_out().await;
     scene.node_acts().await;
     assert_eq!(scene.status(&server).await, "ACTIVE");
+}
+
+#[tokio::test]
+async fn each_receiver_is_told_of_each_stage_in_order_until_it_answers_or_the_tries_are_over() {
+    let scene = Scene::new().await;
+    let (named, deleted) = (scene.server("named").await, scene.server("deleted").await);
+    let owner = |url: &str| json!({"metadata": {"maintenance_webhook": url}});
+    for server in [&named, &deleted] {
+        let path = format!("{NOVA}/servers/{server}/metadata");
+        assert_eq!(scene.whole.ask(&scene.member, "POST", &path, owner("https://a.example/x")).await.0, 200);
+    }
+    scene.node_acts().await;
+    let m = scene.drain("n1", 3600, 201).await;
+    scene.carried_out().await;
+    let waiting = || notice::due(&scene.whole.cloud.cell.read(), Timestamp::wall().plus_secs(86_400));
+    let first = waiting();
+    assert_eq!(first.len(), 4);
+    let event = scene.event(&m, &named).unwrap();
+    let told = first.iter().find(|d| d.event == event.id && d.notice.to != Receiver::Operator).unwrap();
+    assert_eq!(told.notice.to, Receiver::Owner("https://a.example/x".into()));
+    let member = &scene.member;
+    let body = json!({
+        "id": event.id, "type": "maintenance", "state": "scheduled", "code": "instance-stop",
+        "server": {"id": named, "name": "named"}, "project_id": member.project, "user_id": member.user,
+        "not_before": m["deadline"], "not_after": null, "reason": "new disks", "time": told.notice.made.zulu(),
+    });
+    assert_eq!(told.body, body);
+    assert!(!told.body.to_string().contains("n1"), "whose node it is, is nobody's");
+
+    // A server that is gone is told of once, and what its owner was to be told is not lost.
+    let path = format!("{NOVA}/servers/{deleted}");
+    assert_eq!(scene.whole.ask(member, "DELETE", &path, Value::Null).await.0, 204);
+    scene.node_acts().await;
+    // Not answered: the next stage waits behind it, and the next try is later.
+    assert_eq!(scene.tell_once(|_| Outcome::Unanswered).await.len(), 4);
+    assert!(notice::due(&scene.whole.cloud.cell.read(), Timestamp::wall().plus_secs(-1)).is_empty());
+    scene.deadline_over().await;
+    scene.carried_out().await;
+    assert_eq!(waiting().iter().map(|d| d.notice.stage).collect::<Vec<_>>(), [Stage::Scheduled; 4]);
+    // The owner's receiver never answers, the operator's does.
+    let operator = |to: &Receiver| match to {
+        Receiver::Operator => Outcome::Answered,
+        Receiver::Owner(_) => Outcome::Unanswered,
+    };
+    let said = scene.tell(operator).await;
+    let tries = |to: &str, stage: Stage| {
+        said.iter().filter(|(e, r, s)| *e == event.id && r.starts_with(to) && *s == stage).count()
+    };
+    assert_eq!((tries("operator", Stage::Scheduled), tries("operator", Stage::Started)), (1, 1));
+    // One was before.
+    let most = TRIES_MAX as usize;
+    assert_eq!((tries("owner", Stage::Scheduled), tries("owner", Stage::Started)), (most - 1, most));
+    scene.undrain(200).await;
+    scene.carried_out().await;
+    // A URL that is none is given up at once.
+    scene.tell(|_| Outcome::Useless).await;
+    scene.carried_out().await;
+    let state = scene.whole.cloud.cell.read();
+    let ended = state.all::<Maintenance>().next().unwrap();
+    // Of the owners: two stages and the end of one, the first stage of the other; and the operator's end.
+    assert_eq!((ended.closed, ended.untold, state.count::<Event>()), (true, 3 + 1 + 1, 0));
 }
 
 #[tokio::test]
@@ -355,6 +423,33 @@ async fn what_is_wrong_is_said_and_who_may_not_is_refused() {
 }
 
 impl Scene {
+    /// Sends what is to be sent, whenever that is; what was said.
+    async fn tell_once(&self, outcome: impl Fn(&Receiver) -> Outcome) -> Vec<(Id<Event>, String, Stage)> {
+        let due = notice::due(&self.whole.cloud.cell.read(), Timestamp::wall().plus_secs(86_400));
+        for due in &due {
+            let (about, outcome) = (due.clone(), outcome(&due.notice.to));
+            let write = move |tx: &mut store::Tx| notice::tried(tx, &about, outcome);
+            self.whole.cloud.cell.write(Cause::step("told"), write).await.unwrap();
+        }
+        let to = |due: &notice::Due| match &due.notice.to {
+            Receiver::Operator => "operator".to_string(),
+            Receiver::Owner(url) => format!("owner {url}"),
+        };
+        due.iter().map(|due| (due.event, to(due), due.notice.stage)).collect()
+    }
+
+    /// The same until there is nothing.
+    async fn tell(&self, outcome: impl Fn(&Receiver) -> Outcome) -> Vec<(Id<Event>, String, Stage)> {
+        let mut said = Vec::new();
+        loop {
+            let more = self.tell_once(&outcome).await;
+            if more.is_empty() {
+                return said;
+            }
+            said.extend(more);
+        }
+    }
+
     /// What is over does not start.
     async fn deadline_never_comes(&self) {
         let write = |tx: &mut store::Tx| {

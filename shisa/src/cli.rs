@@ -4,6 +4,7 @@ use crate::maintenance::{Drain, NodeName};
 use crate::state::Directory;
 use crate::{
     control, demo, door, down, env, join, maintenance, plane, records, rollout, status, token, trace, up,
+    webhook,
 };
 use base::{Error, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -106,6 +107,8 @@ pub struct Up {
     /// Policy rules that replace built-in ones: names to rules, as YAML or JSON
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
+    #[command(flatten)]
+    pub webhook: webhook::Words,
     /// A disk image to upload as the public image `guest`, unless there is one
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
@@ -402,6 +405,8 @@ pub struct Plane {
     /// Where nodes on other machines reach the door
     #[arg(long, value_name = "HOST:PORT")]
     pub reach: Option<String>,
+    #[command(flatten)]
+    pub webhook: webhook::Words,
 }
 
 #[derive(Args, Debug)]

@@ -38,6 +38,7 @@ mod status;
 mod token;
 mod trace;
 mod up;
+mod webhook;
 
 use std::process::ExitCode;
 use std::time::Instant;

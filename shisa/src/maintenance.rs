@@ -83,6 +83,13 @@ fn line(node: &Value, width: usize) -> String {
     let open = if node["status"] == "enabled" { "" } else { ", takes no new ones" };
     let maintenance = about(&node["maintenance"]).map_or_else(String::new, |what| format!("; {what}"));
     let (name, servers) = (text(&node["name"]), text(&node["servers"]));
+    let notices = &node["maintenance"]["notices"];
+    let count = |which: &str, what: &str| match notices[which].as_u64().unwrap_or_default() {
+        0 => String::new(),
+        n => format!("; {n} notices {what}"),
+    };
+    let maintenance =
+        [maintenance, count("waiting", "wait for an answer"), count("untold", "were not taken")].concat();
     format!("{name:width$}  {state:<5}  {servers} servers, {} run{open}{maintenance}", node["running"])
 }
 

@@ -126,6 +126,14 @@ fn slips_of_the_command_line_are_one_sentence_each() {
     check(&["node", "undrain", "n"], 1, "there is no cloud in");
     check(&["up", "--machine", "simulated", "--image", "/no/such"], 1, "/no/such cannot be read");
     check(&["up", "--machine", "simulated", "--policy", "/no/such"], 1, "/no/such cannot be read");
+    let webhook = ["up", "--machine", "simulated", "--maintenance-webhook"];
+    check(&[&webhook[..], &["ftp://a"]].concat(), 1, "begins with http:// or https://");
+    check(
+        &[&webhook[..], &["http://a", "--webhook-secret", "/no/such"]].concat(),
+        1,
+        "/no/such cannot be read",
+    );
+    check(&["up", "--machine", "simulated", "--webhook-allow", "here"], 2, "'here' for '--webhook-allow");
     check(&["status"], 1, "there is no cloud in");
     check(&["down"], 1, "there is no cloud in");
     check(&["demo"], 1, "there is no cloud in");

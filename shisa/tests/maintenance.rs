@@ -6,7 +6,10 @@
 mod support;
 
 use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use support::{Cloud, run};
 
@@ -153,6 +156,155 @@ fn a_drain_outlives_a_switch_of_planes_and_a_crash_and_its_end_starts_what_it_st
     assert!(refused.contains("is not drained"), "{refused}");
     let refused = support::refusal(&run(&ground.state, &["node", "drain", &node]), 1);
     assert!(refused.contains("--deadline"), "{refused}");
+    let Ground { cloud, dir: _dir, .. } = ground;
+    cloud.stop();
+}
+
+/// A webhook's receiver: what it was sent, and what it answers.
+#[derive(Clone)]
+struct Receiver {
+    url: String,
+    heard: Arc<Mutex<Vec<Heard>>>,
+    /// This many are answered 500 first.
+    failing: Arc<Mutex<usize>>,
+}
+
+#[derive(Clone, Debug)]
+struct Heard {
+    status: u16,
+    signature: Option<String>,
+    raw: String,
+    body: Value,
+}
+
+impl Receiver {
+    fn new(failing: usize) -> Receiver {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/hook?word=1", listener.local_addr().unwrap());
+        let receiver = Receiver { url, heard: Arc::default(), failing: Arc::new(Mutex::new(failing)) };
+        let listening = receiver.clone();
+        std::thread::spawn(move || listener.incoming().flatten().for_each(|socket| listening.answer(socket)));
+        receiver
+    }
+
+    fn answer(&self, mut socket: std::net::TcpStream) {
+        let (mut text, mut bytes) = (String::new(), [0; 4096]);
+        let whole = |text: &str| {
+            let (head, body) = text.split_once("\r\n\r\n")?;
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: "))?;
+            (body.len() == length.parse::<usize>().ok()?).then(|| (head.to_string(), body.to_string()))
+        };
+        let (head, raw) = loop {
+            if let Some(whole) = whole(&text) {
+                break whole;
+            }
+            match socket.read(&mut bytes) {
+                Ok(n) if n > 0 => text.push_str(&String::from_utf8_lossy(&bytes[..n])),
+                _ => return,
+            }
+        };
+        assert!(head.starts_with("POST /hook?word=1 HTTP/1.1\r\n"), "{head}");
+        let fails = {
+            let mut failing = self.failing.lock().unwrap();
+            *failing = failing.saturating_sub(1);
+            *failing > 0
+        };
+        let status = if fails { 500 } else { 200 };
+        let signature = head.lines().find_map(|line| line.strip_prefix("x-hub-signature-256: "));
+        let heard = Heard {
+            status,
+            signature: signature.map(String::from),
+            body: serde_json::from_str(&raw).unwrap(),
+            raw,
+        };
+        self.heard.lock().unwrap().push(heard);
+        let _ = write!(socket, "HTTP/1.1 {status} So\r\ncontent-length: 0\r\n\r\n");
+    }
+
+    fn heard(&self) -> Vec<Heard> {
+        self.heard.lock().unwrap().clone()
+    }
+
+    /// The states that were answered, of a server.
+    fn states(&self, server: &str) -> Vec<String> {
+        let heard = self.heard();
+        let of = heard.iter().filter(|h| h.status == 200 && h.body["server"]["id"] == server);
+        of.map(|h| h.body["state"].as_str().unwrap().to_string()).collect()
+    }
+
+    fn has(&self, server: &str, states: &[&str]) {
+        until(&format!("{states:?} of {server}"), || self.states(server) == states);
+    }
+}
+
+#[test]
+fn the_operator_and_owners_are_told_once_of_each_state_and_again_where_it_was_not_answered() {
+    use hmac::{Hmac, Mac};
+    const SECRET: &str = "a secret of the test's own";
+    let (operator, owner, secret) = (Receiver::new(0), Receiver::new(3), tempfile::tempdir().unwrap());
+    let file = secret.path().join("secret");
+    std::fs::write(&file, format!("{SECRET}\n")).unwrap();
+    let words = ["--maintenance-webhook", &operator.url, "--webhook-secret", file.to_str().unwrap()];
+    let ground = Ground::up(&[&words[..], &["--webhook-allow", "127.0.0.0/8"]].concat());
+    let node = ground.node();
+    let named = ground.server(&node, "named", json!({"maintenance_webhook": owner.url}));
+    let plain = ground.server(&node, "plain", json!({}));
+    let wrong = ground.server(&node, "wrong", json!({"maintenance_webhook": "file:///etc/passwd"}));
+    let servers = [&named, &plain, &wrong];
+    ground.well(&["node", "drain", &node, "--deadline", DEADLINE, "--reason", "new disks", "--no-wait"]);
+    servers.iter().for_each(|server| operator.has(server, &["scheduled"]));
+    owner.has(&named, &["scheduled"]);
+    // What was answered is answered for the next plane, too.
+    ground.well(&["plane", "promote", "green"]);
+    ground.well(&["node", "drain", &node]);
+    servers.iter().for_each(|server| operator.has(server, &["scheduled", "started"]));
+    ground.well(&["plane", "promote", "blue"]);
+    ground.well(&["node", "undrain", &node]);
+    servers.iter().for_each(|server| operator.has(server, &["scheduled", "started", "completed"]));
+    owner.has(&named, &["scheduled", "started", "completed"]);
+    servers.iter().for_each(|server| ground.is(server, "ACTIVE"));
+
+    let tries = owner.heard();
+    let states: Vec<_> = tries.iter().map(|h| (h.status, h.body["state"].as_str().unwrap())).collect();
+    let expect =
+        [(500, "scheduled"), (500, "scheduled"), (200, "scheduled"), (200, "started"), (200, "completed")];
+    assert_eq!(states, expect);
+    assert!(tries.iter().all(|h| h.signature.is_none() && h.body["id"] == tries[0].body["id"]));
+    assert!(operator.heard().iter().all(|h| h.body["id"] != Value::Null && h.body["reason"] == "new disks"));
+    for heard in operator.heard() {
+        let mut mac = Hmac::<sha2::Sha256>::new_from_slice(SECRET.as_bytes()).unwrap();
+        mac.update(heard.raw.as_bytes());
+        let hex: String = mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(heard.signature, Some(format!("sha256={hex}")));
+        assert!(!heard.raw.contains(&node), "nobody is told which node it is: {}", heard.raw);
+    }
+    // Nothing more comes of what is over.
+    ground.well(&["node", "drain", &node, "--deadline", "1h", "--no-wait"]);
+    owner.has(&named, &["scheduled", "started", "completed", "scheduled"]);
+    ground.well(&["node", "undrain", &node]);
+    owner.has(&named, &["scheduled", "started", "completed", "scheduled", "cancelled"]);
+    assert_eq!(operator.states(&plain)[..3], ["scheduled", "started", "completed"]);
+    let Ground { cloud, dir: _dir, .. } = ground;
+    cloud.stop();
+}
+
+#[test]
+fn an_owners_webhook_leads_nowhere_inside_unless_it_is_allowed() {
+    let owner = Receiver::new(0);
+    let ground = Ground::up(&[]);
+    let node = ground.node();
+    let named = ground.server(&node, "named", json!({"maintenance_webhook": owner.url}));
+    ground.well(&["node", "drain", &node, "--deadline", "1h", "--no-wait"]);
+    // It was tried, and waits for the next try.
+    let log = || {
+        let logs = ["blue", "green"].map(|plane| ground.state.join("planes").join(plane).join("log"));
+        logs.iter().filter_map(|log| std::fs::read_to_string(log).ok()).collect::<String>()
+    };
+    until("it was tried", || log().contains("its host has no address that may be reached"));
+    assert!(ground.well(&["node", "list"]).contains("1 notices wait for an answer"));
+    ground.well(&["node", "undrain", &node]);
+    assert_eq!(ground.status(&named), "ACTIVE");
+    assert_eq!(owner.heard().len(), 0);
     let Ground { cloud, dir: _dir, .. } = ground;
     cloud.stop();
 }

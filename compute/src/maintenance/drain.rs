@@ -3,6 +3,7 @@
 //! Limits: `SERVERS_MAX` servers a step, because a server's record may be large, `EVENTS_MAX` events; what ended is
 //! remembered for `KEPT_SECS`.
 
+use super::notice::{self, Operator};
 use super::{BY_MAINTENANCE, Event, Maintenance, Stage, event_id};
 use crate::server::{BY_HOST, Phase, Server, put};
 use base::node::Power;
@@ -21,6 +22,7 @@ const KEPT_SECS: i64 = 30 * 24 * 3600;
 /// Keeps what a drain asks for true.
 pub struct DrainsCarriedOut {
     pub cell: Cell,
+    pub operator: Operator,
 }
 
 impl Pass for DrainsCarriedOut {
@@ -32,7 +34,8 @@ impl Pass for DrainsCarriedOut {
         if work(&self.cell.read(), Timestamp::wall()).is_none() {
             return Ok(Next::Usual);
         }
-        let more = self.cell.write(Cause::step(Self::NAME), step).await?;
+        let operator = self.operator;
+        let more = self.cell.write(Cause::step(Self::NAME), move |tx| step(tx, operator)).await?;
         Ok(if more { Next::Again } else { Next::Usual })
     }
 }
@@ -77,20 +80,24 @@ fn of(state: &State, now: Timestamp, m: &Maintenance) -> Option<Work> {
     if m.stage.is_active() {
         return None;
     }
-    let done: Vec<_> = state.by(&BY_MAINTENANCE, m.id).map(|event| event.id).take(EVENTS_MAX).collect();
-    match done.is_empty() {
-        false => Some(Work::Forget(done)),
-        true => Some(Work::Close(m.id)),
+    let events = || state.by(&BY_MAINTENANCE, m.id);
+    let told = events().filter(|event| event.notices.is_empty()).map(|event| event.id);
+    let told: Vec<_> = told.take(EVENTS_MAX).collect();
+    match (told.is_empty(), events().next().is_none()) {
+        (false, _) => Some(Work::Forget(told)),
+        (true, true) => Some(Work::Close(m.id)),
+        // Somebody is still to be told.
+        (true, false) => None,
     }
 }
 
 /// Takes one step; whether there was one to take.
-pub fn step(tx: &mut Tx) -> Result<bool> {
+pub fn step(tx: &mut Tx, operator: Operator) -> Result<bool> {
     let Some(work) = work(tx, tx.now()) else { return Ok(false) };
     match work {
         Work::Start(id) => drop(tx.update::<Maintenance>(&id, |m| m.stage = Stage::Started)?),
         Work::Events(id, due) => {
-            due.into_iter().try_for_each(|(server, stage)| advance(tx, id, server, stage))?;
+            due.into_iter().try_for_each(|(server, stage)| advance(tx, id, server, stage, operator))?;
         }
         Work::Forget(events) => events.iter().for_each(|id| drop(tx.delete::<Event>(id))),
         Work::Close(id) => drop(tx.update::<Maintenance>(&id, |m| m.closed = true)?),
@@ -100,7 +107,13 @@ pub fn step(tx: &mut Tx) -> Result<bool> {
 }
 
 /// Does to a server what a stage means, and notes that it was done.
-fn advance(tx: &mut Tx, maintenance: Id<Maintenance>, server: Id<Server>, stage: Stage) -> Result<()> {
+fn advance(
+    tx: &mut Tx,
+    maintenance: Id<Maintenance>,
+    server: Id<Server>,
+    stage: Stage,
+    operator: Operator,
+) -> Result<()> {
     let Some(server) = tx.get::<Server>(&server).cloned() else { return Ok(()) };
     let id = event_id(maintenance, server.id);
     let mut event = tx.get::<Event>(&id).map_or_else(
@@ -113,11 +126,13 @@ fn advance(tx: &mut Tx, maintenance: Id<Maintenance>, server: Id<Server>, stage:
             user: server.user,
             stage,
             stopped: false,
+            notices: Vec::new(),
         },
         |event| Event::clone(event),
     );
     event.stage = stage;
     event.name.clone_from(&server.name);
+    event.notices.extend(notice::of(&server, stage, operator, tx.now()));
     match stage {
         Stage::Started if server.desired == Power::On => {
             let mut server = Server::clone(&server);

@@ -13,11 +13,14 @@
 //!
 //! The records are of kinds that came with format `FORMAT`: before a rollout to it is finalised there is no drain.
 //!
+//! Each step of an event is told to whoever asked for it (`notice`), and the guest reads it from its node (`sections`).
+//!
 //! Limits: `DEADLINE_SECS_MAX`, `REASON_MAX`; `drain` has those of a step, and how long what ended is remembered.
 //!
 //! Deliberately absent: moving servers away (there is no migration), an acknowledgement other than stopping or deleting.
 
 pub mod drain;
+pub mod notice;
 pub mod rest;
 
 use crate::server::Server;
@@ -63,6 +66,9 @@ pub struct Maintenance {
     /// It has ended, and so have its events.
     #[serde(default)]
     pub closed: bool,
+    /// Notices that nobody took.
+    #[serde(default)]
+    pub untold: u64,
 }
 
 /// Where a maintenance is, and where the event of one server is.
@@ -125,6 +131,9 @@ pub struct Event {
     /// The drain stopped the server, and nobody but its end starts it.
     #[serde(default)]
     pub stopped: bool,
+    /// What is still to be told of it, the oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notices: Vec<notice::Notice>,
 }
 
 impl IdKind for Maintenance {}
@@ -237,6 +246,7 @@ pub fn drain(tx: &mut Tx, cx: &Context, name: &str, asked: &Drain) -> Result<Arc
         enabled_before: node.enabled,
         disabled_reason_before: node.disabled_reason.clone(),
         closed: false,
+        untold: 0,
     };
     let said = format!("Maintenance from {}: {}", deadline.zulu(), maintenance.reason);
     tx.update::<Node>(&node.id, |node| {
@@ -278,6 +288,8 @@ pub struct Left {
     pub running: usize,
     /// Of them: those that the drain stopped, and its end starts.
     pub stopped: usize,
+    /// Notices that somebody is still to take.
+    pub waiting: usize,
 }
 
 pub fn left(state: &State, node: &str) -> Left {
@@ -288,6 +300,7 @@ pub fn left(state: &State, node: &str) -> Left {
         left.running += usize::from(runs(server));
         let event = maintenance.and_then(|m| state.get::<Event>(&event_id(m.id, server.id)));
         left.stopped += usize::from(event.is_some_and(|event| event.stopped));
+        left.waiting += event.map_or(0, |event| event.notices.len());
     }
     left
 }

@@ -67,11 +67,11 @@ fn node_view(app: &App, state: &State, node: &Node) -> Value {
 }
 
 fn view(state: &State, m: &Maintenance) -> Value {
-    let Left { servers, running, stopped } = left(state, &m.node);
+    let Left { servers, running, stopped, waiting } = left(state, &m.node);
     json!({
         "id": m.id, "node": m.node, "state": m.stage.word(), "reason": m.reason, "user_id": m.user,
         "begun_at": m.begun.zulu(), "deadline": m.deadline.zulu(), "until": m.until.map(Timestamp::zulu),
-        "servers": servers, "running": running, "stopped": stopped,
+        "servers": servers, "running": running, "stopped": stopped, "notices": {"waiting": waiting, "untold": m.untold},
     })
 }
 

@@ -2,6 +2,7 @@
 
 use crate::routers::LostRoutersMoved;
 use crate::state::Directory;
+use crate::webhook::{OwnersTold, Webhook};
 use api::Api;
 use api::reply::ByteStream;
 use base::pass::{self, Pass};
@@ -57,6 +58,9 @@ pub struct Services {
     identity: identity::App,
     storage: storage::App,
     nodes: Arc<Plane>,
+    webhook: Webhook,
+    /// It is a rollout's copy of a cloud: nobody outside is told of anything.
+    is_copy: bool,
 }
 
 impl Services {
@@ -69,6 +73,7 @@ impl Services {
         policy: &BTreeMap<String, String>,
         public_url: Option<String>,
         reach: Option<String>,
+        webhook: Webhook,
     ) -> Result<Services> {
         let state = std::fs::canonicalize(directory.path())?;
         let sources = vec![network::sections::SOURCE, compute::sections::SOURCE];
@@ -89,7 +94,8 @@ impl Services {
             fleet::service(fleet::App { plane: reach.map(|reach| (nodes.clone(), reach)) }),
         ];
         let api = Api::new(services, identity.tokens.clone(), policy, public_url)?;
-        Ok(Services { cell, api, fleet, identity, storage, nodes })
+        let is_copy = directory.is_copy();
+        Ok(Services { cell, api, fleet, identity, storage, nodes, webhook, is_copy })
     }
 
     /// Keeps the documents up with the log, for ever.
@@ -112,7 +118,11 @@ impl Services {
         loops.spawn(self.nodes.clone().serve_near(near));
         loops.spawn(self.nodes.clone().serve(far));
         keep(&mut loops, SilentNodesClosed { fleet: self.fleet.clone() });
-        keep(&mut loops, DrainsCarriedOut { cell: self.cell.clone() });
+        let operator = self.webhook.operator();
+        keep(&mut loops, DrainsCarriedOut { cell: self.cell.clone(), operator });
+        if !self.is_copy {
+            keep(&mut loops, OwnersTold { cell: self.cell.clone(), webhook: self.webhook.clone() });
+        }
         keep(&mut loops, LostRoutersMoved { cell: self.cell.clone(), fleet: self.fleet.clone() });
         let grace_s = self.identity.settings.allow_expired_s;
         keep(&mut loops, EndedRevocationsForgotten { cell: self.cell.clone(), grace_s });
