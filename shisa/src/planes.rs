@@ -44,6 +44,8 @@ const PING_EVERY: Duration = Duration::from_millis(100);
 /// A plane that ends is started again after this, twice that at the next time, and so on up to `AGAIN_MAX`.
 const AGAIN: Duration = Duration::from_millis(50);
 const AGAIN_MAX: Duration = Duration::from_secs(10);
+/// One that came as far as to answer is wanted beside the other, whatever ended it.
+const AGAIN_READY_MAX: Duration = Duration::from_millis(500);
 /// A plane that was up for so long is started again as if for the first time.
 const WELL: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -540,7 +542,8 @@ impl Planes {
             }
             let was = (member.state, member.epoch, member.binary.clone());
             member.state = State::Boot;
-            let again = if member.begun.elapsed() > WELL { AGAIN } else { (member.again * 2).min(AGAIN_MAX) };
+            let most = if was.0 == State::Boot { AGAIN_MAX } else { AGAIN_READY_MAX };
+            let again = if member.begun.elapsed() > WELL { AGAIN } else { (member.again * 2).min(most) };
             (was, again)
         };
         let (state, epoch, binary) = was;

@@ -5,12 +5,12 @@
 //! drawn outside of the transaction (a key pair, a salt), nobody can give it again, and the request hears that. While a request has such writes ahead of it, it also reads the
 //! state that the next of them came upon. What follows, which the first attempt did not get to, is written as ever.
 
-use crate::log::{Cause, Entry};
+use crate::log::{Cause, Entry, Revision};
 use crate::state::State;
 use crate::tx::Tx;
 use base::{Error, Result};
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// A transaction that was written, and the state that it came upon; nothing where that is no longer remembered.
@@ -19,6 +19,8 @@ type Known = Option<(Arc<Entry>, State)>;
 struct Scope {
     mutation: Arc<str>,
     done: Mutex<VecDeque<Known>>,
+    /// Up to here `done` has all that was done, or this request did it itself.
+    until: AtomicU64,
     /// A write failed for want of an owner.
     passing: Arc<AtomicBool>,
 }
@@ -27,9 +29,14 @@ tokio::task_local! {
     static SCOPE: Arc<Scope>;
 }
 
-pub(crate) async fn scope<F: Future>(mutation: &str, done: Vec<Known>, request: F) -> (F::Output, bool) {
+pub(crate) async fn scope<F: Future>(
+    mutation: &str,
+    (done, until): (Vec<Known>, Revision),
+    request: F,
+) -> (F::Output, bool) {
     let passing = Arc::<AtomicBool>::default();
-    let scope = Scope { mutation: mutation.into(), done: Mutex::new(done.into()), passing: passing.clone() };
+    let done = Mutex::new(done.into());
+    let scope = Scope { mutation: mutation.into(), done, until: until.into(), passing: passing.clone() };
     let output = SCOPE.scope(Arc::new(scope), request).await;
     (output, passing.load(Ordering::Relaxed))
 }
@@ -57,6 +64,16 @@ pub(crate) fn state() -> Option<Arc<State>> {
         done.front().and_then(|known| known.as_ref()).map(|(_, before)| Arc::new(before.clone()))
     };
     SCOPE.try_with(ahead).ok().flatten()
+}
+
+/// A write of this request was answered, when it was known what had been done up to a revision.
+pub(crate) fn note_written(until: Revision) {
+    let _ = SCOPE.try_with(|scope| scope.until.fetch_max(until, Ordering::Relaxed));
+}
+
+/// Up to where this request knows what was done for it; nothing when it has no mutation.
+pub(crate) fn until() -> Option<Revision> {
+    SCOPE.try_with(|scope| scope.until.load(Ordering::Relaxed)).ok()
 }
 
 /// Gives the cause the request's mutation.

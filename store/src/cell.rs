@@ -218,17 +218,18 @@ impl Cell {
             return Err(Error::unavailable("The cloud is busy; try again in a moment."));
         }
         let (answer, answered) = oneshot::channel();
-        let job = Job::new(cause, f, answer);
+        let job = Job::new(cause, again::until(), f, answer);
         let sent = self.inner.messages.send(Message::Job(job)).map_err(|_| not_owner());
         let answer = match sent {
             Ok(()) => answered.await.unwrap_or_else(|_| Err(unknown())),
             Err(error) => Err(error),
         };
-        answer.inspect_err(|error| {
-            if passes(error) {
-                again::note_passing();
-            }
-        })
+        match &answer {
+            Ok(_) => again::note_written(self.inner.shared.published.done_until()),
+            Err(error) if passes(error) => again::note_passing(),
+            Err(_) => {}
+        }
+        answer
     }
 
     /// Runs a request under the mutation's id: what it has written before, whichever process did it, is not written

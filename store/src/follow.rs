@@ -13,14 +13,17 @@ use crate::log::{Entry, Revision, Written};
 use crate::record::Derived;
 use crate::record::Record;
 use crate::state::State;
+use crate::watch::DONE_MAX;
 use base::secret::with_cipher;
 use base::{Error, Result, Timestamp};
 use std::sync::Arc;
 
 /// Entries that are asked for at once.
 const TAIL_MAX: usize = 1_000;
-/// Entries before a load in which done mutations are looked for.
-const DONE_MAX: u64 = 2_048;
+/// Entries before a load in which done mutations are looked for: those of this time, in parts of so many, up to
+/// `watch::DONE_MAX`. The door asks for thirty seconds.
+const DONE_S: i64 = 40;
+const DONE_PART: u64 = 2_048;
 
 pub(crate) struct Follower {
     pub shared: Arc<Shared>,
@@ -100,24 +103,42 @@ impl Follower {
 
     /// What was done shortly before is not to be done again.
     fn note_done(&mut self) -> Result<()> {
-        let first = self.state.revision.saturating_sub(DONE_MAX);
-        let mut at = first;
-        while at < self.state.revision {
+        let (newest, since) = (self.state.revision, self.state.time.plus_secs(-DONE_S));
+        let (mut first, mut parts) = (newest, Vec::new());
+        while first > 0 && newest - first < DONE_MAX as u64 {
+            let to = first;
+            first = to.saturating_sub(DONE_PART);
+            let part = self.mutations(first, to)?;
+            let oldest = part.first().map(|(_, time, _)| *time);
+            parts.push(part);
+            // A part that is not there was trimmed: all before it, too.
+            if oldest.is_none_or(|oldest| oldest < since) {
+                break;
+            }
+        }
+        for (revision, _, mutation) in parts.into_iter().rev().flatten() {
+            self.shared.published.done_before(&mutation, revision);
+        }
+        Ok(())
+    }
+
+    /// The entries after `after` up to `to` with their mutations, as far as the log reaches back.
+    fn mutations(&mut self, after: Revision, to: Revision) -> Result<Vec<(Revision, Timestamp, String)>> {
+        let (mut at, mut found) = (after, Vec::new());
+        while at < to {
             let Tail::Entries(entries) = self.engine.tail(at, TAIL_MAX)? else {
                 // It was trimmed: half of it will do.
-                at += (self.state.revision - at).div_ceil(2);
+                at += (to - at).div_ceil(2);
                 continue;
             };
             let Some(last) = entries.last() else { break };
             at = last.revision;
-            for entry in entries.iter().filter(|e| e.revision <= self.state.revision) {
+            for entry in entries.iter().filter(|e| e.revision <= to) {
                 let written = with_cipher(&self.shared.cipher, || Written::read(&entry.body))?;
-                if !written.cause.mutation.is_empty() {
-                    self.shared.published.done_before(&written.cause.mutation, entry.revision);
-                }
+                found.push((entry.revision, Timestamp(written.time), written.cause.mutation));
             }
         }
-        Ok(())
+        Ok(found)
     }
 
     /// Follows the log to what is durable now.
@@ -182,6 +203,7 @@ impl Follower {
         }
         self.state.epoch = head.epoch;
         self.shared.published.publish(self.state.clone(), Vec::new());
+        self.shared.published.take_over();
         self.shared.lease.confirmed(sent);
         tracing::info!("owns the cell under epoch {} from revision {}", head.epoch, head.revision);
         Ok(true)

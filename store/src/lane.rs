@@ -11,7 +11,7 @@
 
 use crate::engine::{Append, Batch, Limits};
 use crate::lease::Lease;
-use crate::log::{Cause, Change, Encoded, Entry};
+use crate::log::{Cause, Change, Encoded, Entry, Revision};
 use crate::record::{Derived, Schema};
 use crate::state::State;
 use crate::tx::Tx;
@@ -21,6 +21,7 @@ use base::secret::{Cipher, with_cipher};
 use base::{Error, Result, Timestamp};
 use sha2::{Digest, Sha256};
 use std::any::Any;
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -33,6 +34,8 @@ type Answer = Box<dyn FnOnce(Result<Boxed>) + Send>;
 /// A transaction that waits for its turn.
 pub(crate) struct Job {
     cause: Cause,
+    /// Up to where the request knew what was done for its mutation; nothing when it has none.
+    until: Option<Revision>,
     run: Run,
     answer: Answer,
 }
@@ -43,13 +46,19 @@ impl Job {
         (self.answer)(Err(error));
     }
 
-    pub fn new<T, F>(cause: Cause, f: F, answer: tokio::sync::oneshot::Sender<Result<T>>) -> Job
+    pub fn new<T, F>(
+        cause: Cause,
+        until: Option<Revision>,
+        f: F,
+        answer: tokio::sync::oneshot::Sender<Result<T>>,
+    ) -> Job
     where
         T: Send + 'static,
         F: Fn(&mut Tx) -> Result<T> + Send + 'static,
     {
         Job {
             cause,
+            until,
             run: Box::new(move |tx| f(tx).map(|value| Box::new(value) as Boxed)),
             answer: Box::new(move |result| {
                 let typed = result.map(|b| *b.downcast::<T>().expect("the job made it"));
@@ -68,6 +77,8 @@ struct Open {
     before: Vec<State>,
     bytes: usize,
     answers: Vec<(Answer, Result<Boxed>)>,
+    /// For whom the entries are.
+    mutations: HashSet<String>,
 }
 
 /// What the engine has or has not.
@@ -75,6 +86,7 @@ struct InFlight {
     batch: Arc<Batch>,
     before: Vec<State>,
     answers: Vec<(Answer, Result<Boxed>)>,
+    mutations: HashSet<String>,
     state: State,
     /// It was appended before, with an unknown outcome.
     again: bool,
@@ -164,7 +176,7 @@ impl Lane {
     /// Runs one transaction on the unpublished state.
     pub fn take(&mut self, job: Job) {
         self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
-        if let Err(error) = self.owns() {
+        if let Err(error) = self.owns().and_then(|()| self.is_news(&job)) {
             return (job.answer)(Err(error));
         }
         let result = self.transact(&job);
@@ -182,6 +194,21 @@ impl Lane {
             }
             None if !self.shared.lease.holds() => Err(lapsed()),
             None => Ok(()),
+        }
+    }
+
+    /// A request may wait here, or in a process that has lost the cell, while it is asked again and carried out elsewhere;
+    /// when this process owns the cell once more, it is not to be done twice.
+    ///
+    /// Errors: those on which the door asks again.
+    fn is_news(&self, job: &Job) -> Result<()> {
+        let Some(until) = job.until.filter(|_| !cfg!(feature = "break-replay")) else { return Ok(()) };
+        let mutation = &job.cause.mutation;
+        let runs = self.open.mutations.contains(mutation)
+            || self.in_flight.as_ref().is_some_and(|flight| flight.mutations.contains(mutation));
+        match runs || self.shared.published.is_done_after(mutation, until) {
+            true => Err(not_owner()),
+            false => Ok(()),
         }
     }
 
@@ -222,6 +249,9 @@ impl Lane {
         match self.encode(&entry, &state) {
             Ok(encoded) => {
                 self.open.bytes += encoded.body.len();
+                if job.until.is_some() {
+                    self.open.mutations.insert(job.cause.mutation.clone());
+                }
                 self.open.entries.push((Arc::new(entry), encoded));
                 self.open.before.push(std::mem::replace(&mut self.working, state));
                 Ok(value)
@@ -273,7 +303,7 @@ impl Lane {
         if self.in_flight.is_some() {
             return;
         }
-        let Open { entries, before, answers, .. } = std::mem::take(&mut self.open);
+        let Open { entries, before, answers, mutations, .. } = std::mem::take(&mut self.open);
         if entries.is_empty() {
             let owns = self.owns();
             for (answer, result) in answers {
@@ -285,7 +315,8 @@ impl Lane {
         let previous = entries[0].0.revision - 1;
         let batch = Arc::new(Batch { id, epoch: self.working.epoch, previous, entries });
         self.outbox = Some(batch.clone());
-        self.in_flight = Some(InFlight { batch, before, answers, state: self.working.clone(), again: false });
+        let state = self.working.clone();
+        self.in_flight = Some(InFlight { batch, before, answers, mutations, state, again: false });
     }
 
     /// An append that was sent at `sent` has ended.

@@ -4,12 +4,18 @@ use crate::lane::Shared;
 use crate::log::{Entry, Revision};
 use crate::state::State;
 use arc_swap::ArcSwap;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::watch;
 
 /// States remembered beside the newest.
 const STATES_MAX: usize = 1_024;
+/// States that are remembered of the owners before by one that took over, and the entries that it writes until it
+/// forgets them: what those wrote and did not answer is asked again among all that waited meanwhile.
+const TAKEN_MAX: usize = 4_096;
+const TAKEN_FOR: Revision = 16_384;
+/// Entries of which it is remembered for which mutation they were; the door asks for thirty seconds.
+pub(crate) const DONE_MAX: usize = 65_536;
 
 /// What a watcher is told.
 pub enum News {
@@ -34,23 +40,48 @@ struct Past {
     ring: VecDeque<Arc<Entry>>,
     /// The states that the last entries of the ring came upon.
     before: VecDeque<State>,
-    /// Revisions by the mutation that made them.
-    done: HashMap<Box<str>, Vec<Revision>>,
+    /// Those that entries of the owners before came upon, and the revision until which they are remembered.
+    taken: BTreeMap<Revision, State>,
+    taken_until: Revision,
+    /// Revisions by the mutation that made them, and the mutations in that order.
+    done: HashMap<Arc<str>, Vec<Revision>>,
+    done_order: VecDeque<(Revision, Arc<str>)>,
+    /// Up to here `done` has all.
+    done_until: Revision,
 }
 
 impl Past {
     fn push(&mut self, entry: Arc<Entry>, before: State, ring_max: usize) {
-        if !entry.cause.mutation.is_empty() {
-            self.done.entry(entry.cause.mutation.as_str().into()).or_default().push(entry.revision);
+        self.note_done(&entry.cause.mutation, entry.revision);
+        if entry.revision > self.taken_until {
+            self.taken.clear();
         }
         self.ring.push_back(entry);
         self.before.push_back(before);
         while self.ring.len() > ring_max {
-            let Some(gone) = self.ring.pop_front() else { break };
-            self.done.remove(gone.cause.mutation.as_str());
+            self.ring.pop_front();
         }
         while self.before.len() > STATES_MAX.min(self.ring.len()) {
             self.before.pop_front();
+        }
+    }
+
+    fn note_done(&mut self, mutation: &str, revision: Revision) {
+        self.done_until = self.done_until.max(revision);
+        if mutation.is_empty() {
+            return;
+        }
+        let mutation: Arc<str> = mutation.into();
+        self.done.entry(mutation.clone()).or_default().push(revision);
+        self.done_order.push_back((revision, mutation));
+        while self.done_order.len() > DONE_MAX {
+            let Some((revision, mutation)) = self.done_order.pop_front() else { break };
+            if let Some(revisions) = self.done.get_mut(&mutation) {
+                revisions.retain(|r| *r != revision);
+                if revisions.is_empty() {
+                    self.done.remove(&mutation);
+                }
+            }
         }
     }
 
@@ -59,8 +90,28 @@ impl Past {
         let first = self.ring.front()?.revision;
         let n = revision.checked_sub(first)? as usize;
         let entry = self.ring.get(n)?.clone();
-        let skipped = self.ring.len() - self.before.len();
-        Some((entry, n.checked_sub(skipped).and_then(|n| self.before.get(n)).cloned()))
+        let recent = n.checked_sub(self.skipped()).and_then(|n| self.before.get(n));
+        Some((entry, recent.or_else(|| self.taken.get(&revision)).cloned()))
+    }
+
+    /// Entries of the ring whose states are not remembered.
+    fn skipped(&self) -> usize {
+        self.ring.len() - self.before.len()
+    }
+
+    /// The last entries, each with the state that it came upon.
+    fn remembered(&self) -> impl Iterator<Item = (&Arc<Entry>, &State)> {
+        self.ring.iter().skip(self.skipped()).zip(&self.before)
+    }
+
+    fn take_over(&mut self) {
+        let states: Vec<_> =
+            self.remembered().map(|(entry, state)| (entry.revision, state.clone())).collect();
+        self.taken.extend(states);
+        while self.taken.len() > TAKEN_MAX {
+            self.taken.pop_first();
+        }
+        self.taken_until = self.ring.back().map_or(0, |entry| entry.revision + TAKEN_FOR);
     }
 }
 
@@ -99,20 +150,38 @@ impl Published {
     pub fn restart(&self, state: State) {
         let revision = state.revision;
         self.state.store(Arc::new(state));
-        *self.past() = Past::default();
+        *self.past() = Past { done_until: revision, ..Past::default() };
         self.tell(revision);
+    }
+
+    /// This process owns the cell from now on.
+    pub fn take_over(&self) {
+        self.past().take_over();
     }
 
     /// Notes who did what before this process came: they are not to be done again.
     pub fn done_before(&self, mutation: &str, revision: Revision) {
-        self.past().done.entry(mutation.into()).or_default().push(revision);
+        self.past().note_done(mutation, revision);
     }
 
-    /// What was done for a mutation, in order. An entry is missing when only its revision is remembered.
-    pub fn done(&self, mutation: &str) -> Vec<Option<(Arc<Entry>, State)>> {
+    /// What was done for a mutation up to the revision beside it, in order. An entry is missing when only its revision
+    /// is remembered.
+    pub fn done(&self, mutation: &str) -> (Vec<Option<(Arc<Entry>, State)>>, Revision) {
         let past = self.past();
         let revisions = past.done.get(mutation).into_iter().flatten();
-        revisions.map(|r| past.at(*r).and_then(|(entry, before)| Some((entry, before?)))).collect()
+        let done =
+            revisions.map(|r| past.at(*r).and_then(|(entry, before)| Some((entry, before?)))).collect();
+        (done, past.done_until)
+    }
+
+    /// Whether something was done for a mutation after a revision.
+    pub fn is_done_after(&self, mutation: &str, revision: Revision) -> bool {
+        self.past().done.get(mutation).is_some_and(|revisions| revisions.iter().any(|r| *r > revision))
+    }
+
+    /// Up to where it is known what was done.
+    pub fn done_until(&self) -> Revision {
+        self.past().done_until
     }
 
     /// The state at a revision, while it is remembered.
@@ -127,16 +196,15 @@ impl Published {
     /// The entries after `after` whose states are remembered, oldest first.
     pub fn remembered(&self, after: Revision, max: usize) -> Vec<Arc<Entry>> {
         let past = self.past();
-        let skipped = past.ring.len() - past.before.len();
-        past.ring.iter().skip(skipped).filter(|entry| entry.revision > after).take(max).cloned().collect()
+        let later = past.remembered().map(|(entry, _)| entry).filter(|entry| entry.revision > after);
+        later.take(max).cloned().collect()
     }
 
     /// Those of a kind, each with the state that it came upon.
     pub fn remembered_of(&self, is: impl Fn(&Entry) -> bool) -> Vec<(Arc<Entry>, State)> {
         let past = self.past();
-        let skipped = past.ring.len() - past.before.len();
-        let known = past.ring.iter().skip(skipped).zip(&past.before);
-        known.filter(|(entry, _)| is(entry)).map(|(entry, state)| (entry.clone(), state.clone())).collect()
+        let known = past.remembered().filter(|(entry, _)| is(entry));
+        known.map(|(entry, state)| (entry.clone(), state.clone())).collect()
     }
 
     /// The entries after `after` up to `to`; none when they are not all remembered.

@@ -204,6 +204,62 @@ async fn what_a_request_wrote_is_answered_again_by_any_plane_and_written_once() 
     assert_eq!(green.read().revision(), 4);
 }
 
+/// As when a process that lost the cell, and has it again, still has the request waiting.
+#[tokio::test]
+async fn what_waited_while_it_was_carried_out_elsewhere_is_not_done_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let (blue, green) = (plane(dir.path(), "blue"), plane(dir.path(), "green"));
+    blue.stand_by(true);
+    owns(&blue).await;
+    put(&blue, "one", 1).await.unwrap();
+    let (looked, has_looked) = tokio::sync::oneshot::channel();
+    let (go, may_go) = tokio::sync::oneshot::channel();
+    let waiting = blue.once("m1", async {
+        looked.send(()).unwrap();
+        may_go.await.unwrap();
+        add(&blue, "one").await
+    });
+    let meanwhile = async {
+        has_looked.await.unwrap();
+        blue.release().await.unwrap();
+        green.stand_by(true);
+        owns(&green).await;
+        assert_eq!(green.once("m1", add(&green, "one")).await.0.unwrap(), 2);
+        green.stand_by(false);
+        green.release().await.unwrap();
+        blue.stand_by(true);
+        owns(&blue).await;
+        go.send(()).unwrap();
+    };
+    let ((late, passes), ()) = tokio::join!(waiting, meanwhile);
+    assert_eq!(late.unwrap_err().kind(), Kind::Unavailable);
+    assert!(passes, "the door asks again");
+    assert_eq!(blue.once("m1", add(&blue, "one")).await.0.unwrap(), 2);
+    assert_eq!(blue.read().get::<Note>(&"one".into()).unwrap().number, 2);
+}
+
+/// As when an owner was stopped in the middle of an answer, and all that waited comes first.
+#[tokio::test]
+async fn what_a_request_wrote_is_answered_again_behind_thousands_of_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let (blue, green) = (plane(dir.path(), "blue"), plane(dir.path(), "green"));
+    blue.stand_by(true);
+    let epoch = owns(&blue).await;
+    put(&blue, "one", 1).await.unwrap();
+    blue.once("m1", add(&blue, "one")).await.0.unwrap();
+    green.stand_by(true);
+    green.died(epoch);
+    owns(&green).await;
+    let mut others = tokio::task::JoinSet::new();
+    for n in 0..3_000 {
+        let green = green.clone();
+        others.spawn(async move { put(&green, "other", 1_000 + n).await.unwrap() });
+    }
+    assert_eq!(others.join_all().await.len(), 3_000);
+    assert_eq!(green.once("m1", add(&green, "one")).await.0.unwrap(), 2);
+    assert_eq!(green.read().get::<Note>(&"one".into()).unwrap().number, 2);
+}
+
 #[tokio::test]
 async fn a_plane_that_starts_late_does_not_do_twice_what_was_done_before_it_came() {
     let dir = tempfile::tempdir().unwrap();

@@ -4,14 +4,19 @@ use crate::Checks;
 use crate::load::{Load, Operation, What};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 /// Entries of a page.
 const PAGE: usize = 1_000;
+/// A deleted server is listed until its node has ended it.
+const GONE_MAX: Duration = Duration::from_secs(30);
 
 #[derive(Default)]
 pub struct History {
     /// Kind and name to whether it was answered as made.
     creates: BTreeMap<(&'static str, String), bool>,
+    /// The same of deletes.
+    deletes: BTreeMap<(&'static str, String), bool>,
     registers: Vec<(u64, u64)>,
     /// Statuses that revoked tokens were answered with.
     revoked: Vec<u16>,
@@ -25,6 +30,9 @@ impl History {
                 What::Create(kind, name) => {
                     history.creates.insert((kind, name), (200..300).contains(&operation.status));
                 }
+                What::Delete(kind, name) => {
+                    history.deletes.insert((kind, name), operation.status == 204);
+                }
                 What::Register { floor, seen } if operation.status == 200 => {
                     history.registers.push((floor, seen));
                 }
@@ -36,26 +44,28 @@ impl History {
     }
 
     pub async fn check(&mut self, checks: &mut Checks, load: &Load, when: &str) {
-        let mut lost = 0;
-        let mut doubled = 0;
-        let mut answered = 0;
+        let (mut lost, mut doubled, mut answered, mut back) = (0, 0, 0, 0);
         for (kind, path) in [
             ("ports", "/network/v2.0/ports"),
             ("networks", "/network/v2.0/networks"),
             ("servers", "/compute/v2.1/servers/detail"),
         ] {
-            let there = all(load, kind, path).await;
+            let begin = Instant::now();
+            let mut there = all(load, kind, path).await;
+            while self.deleted(kind, &there) > 0 && begin.elapsed() < GONE_MAX {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                there = all(load, kind, path).await;
+            }
+            back += self.deleted(kind, &there);
             let mut names: BTreeMap<&str, usize> = BTreeMap::new();
             for item in &there {
                 *names.entry(item["name"].as_str().unwrap_or_default()).or_default() += 1;
             }
-            for ((of, name), made) in &self.creates {
-                if *of == kind {
-                    let count = names.get(name.as_str()).copied().unwrap_or(0);
-                    answered += usize::from(*made);
-                    lost += usize::from(*made && count == 0);
-                    doubled += usize::from(count > 1);
-                }
+            for (key, made) in self.creates.iter().filter(|((of, _), _)| *of == kind) {
+                let count = names.get(key.1.as_str()).copied().unwrap_or(0);
+                answered += usize::from(*made);
+                lost += usize::from(*made && count == 0 && !self.deletes.contains_key(key));
+                doubled += usize::from(count > 1);
             }
             match kind {
                 "ports" => addresses(checks, &there, when),
@@ -65,6 +75,9 @@ impl History {
         }
         let detail = format!("{lost} lost, {doubled} doubled of {answered} answered");
         checks.that(&format!("writes answered are there once {when}"), lost == 0 && doubled == 0, detail);
+        let deleted = self.deletes.values().filter(|answered| **answered).count();
+        let detail = format!("{back} of {deleted} are there");
+        checks.that(&format!("what was deleted is gone {when}"), back == 0, detail);
         let (floor, seen) = load.register().await;
         self.registers.push((floor, seen));
         let older = self.registers.iter().filter(|(floor, seen)| seen < floor).count();
@@ -77,6 +90,15 @@ impl History {
             passed == 0 && !self.revoked.is_empty(),
             detail,
         );
+    }
+
+    /// How many of these were answered as deleted.
+    fn deleted(&self, kind: &'static str, there: &[Value]) -> usize {
+        let gone = |item: &&Value| {
+            let name = item["name"].as_str().unwrap_or_default();
+            self.deletes.get(&(kind, name.to_string())) == Some(&true)
+        };
+        there.iter().filter(gone).count()
     }
 }
 

@@ -8,13 +8,15 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 const NETWORKS: usize = 4;
+/// Of what the load made is there at most; beyond it the oldest is deleted.
+const KEPT_MAX: usize = 4_000;
 /// Between two turns of the clients that do one thing after the other.
 const TURN: Duration = Duration::from_millis(40);
 const READ_BACK_MAX: Duration = Duration::from_secs(20);
@@ -25,6 +27,8 @@ pub enum What {
     Read,
     /// `ports`, `networks` or `servers`, and the name.
     Create(&'static str, String),
+    /// The same of what was made before.
+    Delete(&'static str, String),
     /// The register was written.
     Write,
     /// The register was read: what was answered before the read began at least, and what it was.
@@ -67,7 +71,7 @@ impl Run {
             let mut ms: Vec<f64> = self
                 .operations
                 .iter()
-                .filter(|o| matches!(o.what, What::Create(..) | What::Write) == write)
+                .filter(|o| matches!(o.what, What::Create(..) | What::Delete(..) | What::Write) == write)
                 .map(|o| o.took.as_secs_f64() * 1000.0)
                 .collect();
             ms.sort_by(f64::total_cmp);
@@ -80,12 +84,13 @@ impl Run {
     }
 }
 
-fn kind(what: &What) -> &'static str {
+fn kind(what: &What) -> String {
     match what {
-        What::Read => "a read",
-        What::Create(kind, _) => kind,
-        What::Write | What::Register { .. } => "the register",
-        What::Revoked => "a revoked token",
+        What::Read => "a read".into(),
+        What::Create(kind, _) => kind.to_string(),
+        What::Delete(kind, _) => format!("a delete of {kind}"),
+        What::Write | What::Register { .. } => "the register".into(),
+        What::Revoked => "a revoked token".into(),
     }
 }
 
@@ -114,6 +119,14 @@ struct Inner {
     number: AtomicU64,
     /// What the register was last written with, for good.
     written: AtomicU64,
+    /// What was answered as made, oldest first.
+    made: Mutex<VecDeque<Made>>,
+}
+
+struct Made {
+    kind: &'static str,
+    name: String,
+    path: String,
 }
 
 pub struct Running {
@@ -181,6 +194,7 @@ impl Load {
             register,
             number: AtomicU64::new(0),
             written: AtomicU64::new(0),
+            made: Mutex::default(),
         };
         inner.token = inner.new_token().await.unwrap();
         Load { inner: Arc::new(inner) }
@@ -216,7 +230,7 @@ impl Load {
         }
     }
 
-    /// `rate` requests a second, and beside them clients that do one thing after the other.
+    /// `rate` requests a second, deletes of what is too many, and beside them clients that do one thing after the other.
     pub fn start(&self, rate: u32) -> Running {
         let (stop, operations) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
         let mut clients = JoinSet::new();
@@ -247,6 +261,11 @@ async fn open_loop(inner: Arc<Inner>, rate: u32, stop: Arc<AtomicBool>, told: To
         asked.spawn(async move {
             let (what, status) = inner.one(n).await;
             told.lock().unwrap().push(Operation { what, status, took: due.elapsed() });
+            let Some(Made { kind, name, path }) = inner.one_too_many() else { return };
+            let begin = Instant::now();
+            let status = inner.call(Method::DELETE, &path, &inner.token, Value::Null).await.0;
+            let what = What::Delete(kind, name);
+            told.lock().unwrap().push(Operation { what, status, took: begin.elapsed() });
         });
         while asked.try_join_next().is_some() {}
         n += 1;
@@ -304,8 +323,12 @@ impl Inner {
         let network = &self.networks[n as usize % self.networks.len()];
         let name = format!("{n}-{}", uuid::Uuid::new_v4().simple());
         let named = name.clone();
-        let create = |kind, path: &'static str, body: Value| async move {
-            let status = self.call(Method::POST, path, &self.token, body).await.0;
+        let create = |kind: &'static str, path: &'static str, body: Value| async move {
+            let (status, answer) = self.call(Method::POST, path, &self.token, body).await;
+            if let Some(id) = answer[kind.trim_end_matches('s')]["id"].as_str() {
+                let made = Made { kind, name: named.clone(), path: format!("{path}/{id}") };
+                self.made.lock().unwrap().push_back(made);
+            }
             (What::Create(kind, named), status)
         };
         match n % 10 {
@@ -328,6 +351,11 @@ impl Inner {
                 create("servers", "/compute/v2.1/servers", json!({"server": server})).await
             }
         }
+    }
+
+    fn one_too_many(&self) -> Option<Made> {
+        let mut made = self.made.lock().unwrap();
+        (made.len() > KEPT_MAX).then(|| made.pop_front())?
     }
 
     async fn register(&self) -> (u16, u64) {
