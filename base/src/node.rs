@@ -335,6 +335,24 @@ pub struct Vm {
     pub ports: Vec<Uuid>,
     pub config_drive: bool,
     pub metadata: GuestMetadata,
+    /// Its node's, while there is one to come or going on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintenance: Option<Maintenance>,
+}
+
+/// What a guest is told of the maintenance of its node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Maintenance {
+    /// Of what it is to this guest.
+    pub event: Uuid,
+    /// The deadline is over.
+    pub started: bool,
+    /// The deadline: what runs then is stopped.
+    pub not_before: Timestamp,
+    /// When it is expected to be over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_after: Option<Timestamp>,
+    pub reason: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

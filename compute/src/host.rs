@@ -1,6 +1,7 @@
 //! Nodes as Nova shows them: hypervisors, services, availability zones.
 
 use crate::App;
+use crate::maintenance;
 use crate::schedule::CPU_RATIO;
 use crate::server::{BY_HOST, Phase, Server};
 use crate::text::page_links;
@@ -122,6 +123,16 @@ pub async fn update_service(app: App, call: Call) -> Result<Reply> {
     let node = call
         .write(&app.cell, move |tx| {
             let now = tx.now();
+            if change.status == Some(ServiceStatus::Enabled)
+                && let Some(node) = tx.get::<Node>(&id)
+                && let Some(m) = maintenance::active(tx, &node.hello.name)
+            {
+                return Err(Error::conflict(format!(
+                    "Service {id} is drained for maintenance from {}: shisa node undrain {} ends that.",
+                    m.deadline.zulu(),
+                    m.node
+                )));
+            }
             let updated = tx.update::<Node>(&id, |node| {
                 if let Some(status) = change.status {
                     node.enabled = status == ServiceStatus::Enabled;
@@ -152,6 +163,7 @@ pub async fn delete_service(app: App, call: Call) -> Result<Reply> {
             ));
         }
         on.iter().for_each(|s| drop(tx.delete::<Server>(&s.id)));
+        maintenance::end(tx, &node.hello.name)?;
         fleet::node::remove(tx, &id)
     })
     .await?;

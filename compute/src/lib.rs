@@ -1,7 +1,7 @@
 //! Compute API v2.1, microversions 2.1 to 2.104: servers, flavors, keypairs, quotas, nodes as Nova shows them.
 //!
 //! Creating a server is one transaction over compute, network and quota. What its node does, and what follows from it,
-//! is `sections`, `schedule` and `server::life`.
+//! is `sections`, `schedule` and `server::life`; `maintenance` drains nodes.
 //!
 //! Deliberately absent so far: volumes, resize, migration, rebuild, snapshots, rescue, shelve, server groups,
 //! aggregates, remote consoles; of Placement everything but looking at providers.
@@ -9,6 +9,7 @@
 pub mod flavor;
 mod host;
 pub mod keypair;
+pub mod maintenance;
 mod proxy;
 mod quota;
 pub mod rules;
@@ -56,7 +57,13 @@ pub struct App {
 
 /// The kinds of records that this service keeps, and the scheduler's columns.
 pub fn records(schema: Schema) -> Schema {
-    schema.record::<Flavor>().record::<keypair::Keypair>().record::<Server>().derived::<schedule::Hosts>()
+    schema
+        .record::<Flavor>()
+        .record::<keypair::Keypair>()
+        .record::<Server>()
+        .record::<maintenance::Maintenance>()
+        .record::<maintenance::Event>()
+        .derived::<schedule::Hosts>()
 }
 
 /// The service under `/compute`.

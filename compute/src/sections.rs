@@ -1,5 +1,6 @@
 //! What nodes are told of servers, and what they say of them.
 
+use crate::maintenance::{self, Maintenance};
 use crate::server::{BY_HOST, Observed, Phase, Server, life};
 use base::node::{self, GuestMetadata, Report, Section, SectionKey, VmReport, VmState};
 use base::{Id, Result};
@@ -60,6 +61,22 @@ fn vm(state: &State, server: &Server) -> node::Vm {
         ports: ports.iter().map(|p| p.id.uuid()).collect(),
         config_drive: server.config_drive,
         metadata: metadata(state, server, &ports),
+        maintenance: server
+            .host
+            .as_ref()
+            .and_then(|h| maintenance::active(state, h))
+            .map(|m| told(m, server)),
+    }
+}
+
+/// What a server is told of its node's maintenance.
+fn told(m: &Maintenance, server: &Server) -> node::Maintenance {
+    node::Maintenance {
+        event: maintenance::event_id(m.id, server.id).uuid(),
+        started: m.stage == maintenance::Stage::Started,
+        not_before: m.deadline,
+        not_after: m.until,
+        reason: m.reason.clone(),
     }
 }
 
@@ -89,7 +106,7 @@ fn metadata(state: &State, server: &Server, ports: &[std::sync::Arc<Port>]) -> G
     }
 }
 
-fn touched(_: &State, entry: &Entry) -> Touched {
+fn touched(state: &State, entry: &Entry) -> Touched {
     let mut touched = Touched::default();
     for change in &entry.changes {
         if let Some((before, after)) = change.of::<Server>() {
@@ -103,6 +120,14 @@ fn touched(_: &State, entry: &Entry) -> Touched {
         } else if let Some((before, after)) = change.of::<Port>() {
             let ids = before.into_iter().chain(after).filter_map(|p| p.device.parse::<Id<Server>>().ok());
             ids.for_each(|id| touched.key(SectionKey::Vm(id.uuid())));
+        } else if let Some((before, after)) = change.of::<Maintenance>() {
+            // A step that no guest is told of touches none.
+            let facts = |m: &Maintenance| (m.stage, m.deadline, m.until, m.reason.clone());
+            if before.map(facts) != after.map(facts)
+                && let Some(m) = after.or(before)
+            {
+                here(state, &m.node).for_each(|s| touched.key(SectionKey::Vm(s.id.uuid())));
+            }
         } else if let Some((before, after)) = change.of::<Image>() {
             before.into_iter().chain(after).for_each(|i| touched.key(SectionKey::Image(i.id.uuid())));
         }

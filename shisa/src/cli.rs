@@ -1,8 +1,10 @@
 //! The command line: what may be said, and which module carries it out.
 
+use crate::maintenance::{Drain, NodeName};
 use crate::state::Directory;
 use crate::{
-    control, demo, door, down, env, join, nodes, plane, program, records, rollout, status, token, trace, up,
+    control, demo, door, down, env, join, maintenance, nodes, plane, program, records, rollout, status,
+    token, trace, up, webhook,
 };
 use base::{Error, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -108,6 +110,8 @@ pub struct Up {
     /// Policy rules that replace built-in ones: names to rules, as YAML or JSON
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
+    #[command(flatten)]
+    pub webhook: webhook::Words,
     /// A disk image to upload as the public image `guest`, unless there is one
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
@@ -174,6 +178,13 @@ pub struct Node {
 enum NodeCommand {
     /// On the plane's machine: print a token by which machines may join
     Token(Token),
+    /// On the plane's machine: say which nodes there are, how many servers each has, and which are drained
+    List,
+    /// On the plane's machine: before work on a node, tell its servers' owners, and at a deadline stop what still runs
+    /// there. Shows what is left; Ctrl-C leaves the drain going, and the same command shows it again
+    Drain(Drain),
+    /// On the plane's machine: end a node's drain; servers that it stopped are started again
+    Undrain(NodeName),
     /// The same as without a word
     Run(Run),
     /// Say what this build is, as JSON
@@ -224,7 +235,7 @@ pub struct Run {
 }
 
 /// `30s`, `10m`, `1h`, `2d`
-fn seconds(text: &str) -> Result<i64, String> {
+pub fn seconds(text: &str) -> Result<i64, String> {
     let wrong = || "a number with s, m, h or d behind it".to_string();
     let unit = text.chars().last().ok_or_else(wrong)?;
     let each = match unit {
@@ -403,6 +414,8 @@ pub struct Plane {
     /// Where nodes on other machines reach the door
     #[arg(long, value_name = "HOST:PORT")]
     pub reach: Option<String>,
+    #[command(flatten)]
+    pub webhook: webhook::Words,
 }
 
 #[derive(Args, Debug)]
@@ -466,6 +479,13 @@ pub async fn run(cli: Cli, begin: Instant) -> Result<ExitCode> {
             token::run(&directory, &token).await?;
         }
         Command::Node(Node { command: Some(NodeCommand::Program), .. }) => program::run()?,
+        Command::Node(Node { command: Some(NodeCommand::List), .. }) => maintenance::list(&directory).await?,
+        Command::Node(Node { command: Some(NodeCommand::Drain(drain)), .. }) => {
+            maintenance::drain(&directory, &drain, begin).await?;
+        }
+        Command::Node(Node { command: Some(NodeCommand::Undrain(node)), .. }) => {
+            maintenance::undrain(&directory, &node).await?;
+        }
         Command::Node(Node { command: Some(NodeCommand::Run(run)), .. } | Node { command: None, run }) => {
             join::run(&directory, &run, begin).await?;
         }

@@ -24,6 +24,7 @@ mod image;
 mod join;
 mod logging;
 mod machine;
+mod maintenance;
 mod nodes;
 mod plane;
 mod planes;
@@ -39,6 +40,7 @@ mod status;
 mod token;
 mod trace;
 mod up;
+mod webhook;
 
 use std::process::ExitCode;
 use std::time::Instant;

@@ -166,6 +166,12 @@ impl Directory {
     }
 
     /// Where a rollout's copy of the cloud stands.
+    /// It is that of another directory: whatever its cloud does stays in it.
+    pub fn is_copy(&self) -> bool {
+        let of = self.path.parent().map(|of| Directory::at(of.to_path_buf()));
+        of.is_some_and(|of| of.rehearsal() == self.path && matches!(of.ids(), Ok(Some(_))))
+    }
+
     pub fn rehearsal(&self) -> PathBuf {
         self.path.join("rehearsal")
     }

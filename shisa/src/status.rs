@@ -2,6 +2,7 @@
 
 use crate::http::text;
 use crate::image;
+use crate::maintenance;
 use crate::progress::say;
 use crate::state::{Directory, Membership};
 use base::{Kind, Result};
@@ -33,6 +34,12 @@ pub async fn run(directory: &Directory) -> Result<ExitCode> {
     match admin.get("/fleet/v1/programs").await {
         Ok(programs) => run_by(&programs["programs"]).iter().for_each(say),
         // A plane of a version before does not know.
+        Err(error) if error.kind() == Kind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    match admin.get("/maintenance/v1/nodes").await {
+        Ok(nodes) => drained(&nodes["nodes"]).iter().for_each(say),
+        // A plane of a version before does not know it.
         Err(error) if error.kind() == Kind::NotFound => {}
         Err(error) => return Err(error),
     }
@@ -89,6 +96,15 @@ fn run_by(programs: &Value) -> Vec<String> {
         format!("  runs   {shown}: {count} {nodes}{which}")
     };
     programs.iter().map(one).collect()
+}
+
+/// Nodes that are drained, or worked on.
+fn drained(nodes: &Value) -> Vec<String> {
+    let nodes = nodes.as_array().into_iter().flatten();
+    let lines = nodes.filter_map(|node| {
+        maintenance::about(&node["maintenance"]).map(|what| format!("  {}: {what}", text(&node["name"])))
+    });
+    lines.take(NODES_SHOWN).collect()
 }
 
 /// Nodes whose kernel's calls cost many times what they cost on the others.

@@ -44,6 +44,7 @@ pub async fn run(directory: &Directory, args: &Up, begin: Instant) -> Result<()>
         return Err(Error::invalid("one machine is one node: --nodes is for --machine simulated"));
     }
     args.policy.as_deref().map(policy).transpose()?;
+    args.webhook.read()?;
     args.image.as_deref().map(image::check).transpose()?;
     let tls = args.tls.certificates()?;
     args.tls_ca.as_deref().map(check_authority).transpose()?;
@@ -242,6 +243,7 @@ fn launch(directory: &Directory, args: &Up, reach: Option<String>) -> Result<Lau
     if let Some(reach) = reach {
         say("--reach", reach);
     }
+    args.webhook.pairs().into_iter().for_each(|(flag, value)| say(flag, value));
     Ok(Launch { directory: directory.path().into(), store: directory.need_store()?, words })
 }
 

@@ -142,7 +142,7 @@ fn a_version_refuses_records_of_a_later_format() {
     let cell = Cell::open(engine::open(&url).unwrap(), schema, key, Options::default()).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let raise = |tx: &mut Tx| store::format::finalise(tx);
-    assert_eq!(runtime.block_on(cell.write(Cause::step("finalise"), raise)).unwrap(), (1, 99));
+    assert_eq!(runtime.block_on(cell.write(Cause::step("finalise"), raise)).unwrap(), (2, 99));
     cell.close();
     for words in [["up", "--listen", "127.0.0.1:0"].as_slice(), &["store", "verify"]] {
         let refused = finish(support::shisa().args(words).arg("--state").arg(&state));
@@ -150,7 +150,7 @@ fn a_version_refuses_records_of_a_later_format() {
         assert_eq!(refused.status.code(), Some(1), "{text}");
         assert!(
             text.contains(
-                "the records are of format 99, and this version writes format 1 at most: start the version"
+                "the records are of format 99, and this version writes format 2 at most: start the version"
             ),
             "{text}"
         );
@@ -191,7 +191,7 @@ fn a_later_format_is_emulated_until_it_is_finalised() {
     let text = ground.well(&["plane", "finalise"]);
     println!("{text}");
     let show = ground.well(&["rollout", "show"]);
-    assert!(show.contains("the records are of format 2, of 1 before"), "{show}");
+    assert!(show.contains("the records are of format 3, of 2 before"), "{show}");
     begun();
     ground.call("POST", "/identity/v3/endpoints", endpoint, 201);
     ground.write("new", ROUNDS);
@@ -199,11 +199,11 @@ fn a_later_format_is_emulated_until_it_is_finalised() {
     // The older version is out.
     ground.well(&["plane", "drain", "blue"]);
     let why = refusal(&ground.run(&["plane", "add"]), 1);
-    assert!(why.contains("the records are of format 2, and this version writes format 1 at most"), "{why}");
+    assert!(why.contains("the records are of format 3, and this version writes format 2 at most"), "{why}");
     let Ground { cloud, state, old, _dir, .. } = ground;
     cloud.stop();
     let refused = finish(Command::new(&old).args(["up", "--listen", "127.0.0.1:0", "--state"]).arg(&state));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("the records are of format 2"));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("the records are of format 3"));
     Cloud::up_as(&next, &state, &[]).stop();
 }
 

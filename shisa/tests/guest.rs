@@ -7,7 +7,7 @@
 
 mod support;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -51,6 +51,11 @@ impl Real {
         let output = finish(&mut client);
         assert!(output.status.success(), "openstack {words}: {}", text(&output));
         serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
+    }
+
+    fn node(&self) -> String {
+        let listed = said(&run(&self.state, &["node", "list"]));
+        listed.split_whitespace().next().unwrap().into()
     }
 
     /// The guests' processes: pid and start time, as the node wrote them down.
@@ -140,6 +145,7 @@ fn a_real_guest_outlives_a_crash_and_comes_back_after_a_stop() {
     assert_eq!(answered(&mut cloud).0, address);
     assert_eq!(said(&real.ssh(&address, "cat kept")), "kept");
     assert_ne!(real.guests(), guests);
+    maintenance(&real, &address);
     cloud.kill();
     // What a crash left is ended, too.
     assert!(run(&real.state, &["down"]).status.success());
@@ -196,6 +202,45 @@ fn a_real_guest_runs_on_while_its_node_becomes_another_program_and_back() {
     assert!(member.stop().contains("stopped"));
     assert_eq!(node.guests(), Vec::<Value>::new());
     cloud.stop();
+}
+
+/// The guest is told of its node's maintenance, powers off at the deadline, and comes back with its files.
+fn maintenance(real: &Real, address: &str) {
+    let node = real.node();
+    let well = |words: &[&str]| said(&run(&real.state, words));
+    let told = |path: &str| -> Value {
+        let text = said(&real.ssh(address, &format!("curl -s http://169.254.169.254/{path}")));
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
+    };
+    let (openstack, ec2) =
+        ("openstack/latest/maintenance.json", "latest/meta-data/events/maintenance/scheduled");
+    assert_eq!((told(openstack), told(ec2)), (json!([]), json!([])));
+    well(&["node", "drain", &node, "--deadline", "1h", "--reason", "new disks", "--no-wait"]);
+    until("the guest is told", || told(openstack) != json!([]));
+    let event = &told(openstack)[0];
+    assert_eq!((&event["state"], &event["code"]), (&json!("scheduled"), &json!("instance-stop")));
+    assert_eq!(told(ec2)[0]["Description"], "new disks");
+    well(&["node", "undrain", &node]);
+    until("the guest is told that nothing is to come", || told(openstack) == json!([]));
+
+    let begin = Instant::now();
+    let text = well(&["node", "drain", &node, "--deadline", "2s"]);
+    assert!(text.contains("runs nothing"), "{text}");
+    println!("the guest was off {:?} after the drain", begin.elapsed());
+    assert_eq!(real.guests(), Vec::<Value>::new());
+    let text = well(&["node", "undrain", &node]);
+    assert!(text.contains("started again, as the drain stopped them: 1"), "{text}");
+    let up = || real.ssh(address, "cat kept").status.success();
+    until("the guest is back", up);
+    assert_eq!(said(&real.ssh(address, "cat kept")), "kept");
+}
+
+fn until(what: &str, mut seen: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !seen() {
+        assert!(begin.elapsed().as_secs_f64() < SSH_MAX_SECS, "{what}");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
 }
 
 /// What the kernel still has of the cloud: guests, devices, namespaces.

@@ -119,8 +119,21 @@ fn slips_of_the_command_line_are_one_sentence_each() {
     check(&["node", "--token", "/no/such"], 1, "/no/such cannot be read");
     check(&["node", "token", "--ttl", "1w"], 2, "invalid value '1w' for '--ttl");
     check(&["node", "token"], 1, "there is no cloud in");
+    check(&["node", "list"], 1, "there is no cloud in");
+    check(&["node", "drain", "n", "--deadline", "soon"], 2, "invalid value 'soon' for '--deadline");
+    check(&["node", "drain", "n", "--reason", "disks"], 2, "--deadline");
+    check(&["node", "drain", "n", "--deadline", "1h"], 1, "there is no cloud in");
+    check(&["node", "undrain", "n"], 1, "there is no cloud in");
     check(&["up", "--machine", "simulated", "--image", "/no/such"], 1, "/no/such cannot be read");
     check(&["up", "--machine", "simulated", "--policy", "/no/such"], 1, "/no/such cannot be read");
+    let webhook = ["up", "--machine", "simulated", "--maintenance-webhook"];
+    check(&[&webhook[..], &["ftp://a"]].concat(), 1, "begins with http:// or https://");
+    check(
+        &[&webhook[..], &["http://a", "--webhook-secret", "/no/such"]].concat(),
+        1,
+        "/no/such cannot be read",
+    );
+    check(&["up", "--machine", "simulated", "--webhook-allow", "here"], 2, "'here' for '--webhook-allow");
     check(&["status"], 1, "there is no cloud in");
     check(&["down"], 1, "there is no cloud in");
     check(&["demo"], 1, "there is no cloud in");

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// A transaction that was written, and the state that it came upon; nothing where that is no longer remembered.
-type Known = Option<(Arc<Entry>, State)>;
+pub(crate) type Known = Option<(Arc<Entry>, State)>;
 
 struct Scope {
     mutation: Arc<str>,

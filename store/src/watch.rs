@@ -1,5 +1,6 @@
 //! Watchers resume by revision; one too far behind gets a snapshot instead.
 
+use crate::again::Known;
 use crate::lane::Shared;
 use crate::log::{Entry, Revision};
 use crate::state::State;
@@ -166,7 +167,7 @@ impl Published {
 
     /// What was done for a mutation up to the revision beside it, in order. An entry is missing when only its revision
     /// is remembered.
-    pub fn done(&self, mutation: &str) -> (Vec<Option<(Arc<Entry>, State)>>, Revision) {
+    pub fn done(&self, mutation: &str) -> (Vec<Known>, Revision) {
         let past = self.past();
         let revisions = past.done.get(mutation).into_iter().flatten();
         let done =

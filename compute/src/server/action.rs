@@ -3,6 +3,7 @@
 use super::rest::{find_group, id, plug_network};
 use super::{Server, changeable, get, life, put, view};
 use crate::App;
+use crate::maintenance::may_start;
 use api::{Call, Reply, v};
 use base::node::Power;
 use base::{Context, Error, Result};
@@ -55,12 +56,10 @@ fn no_argument(call: &Call, action: &str) -> Result<()> {
 
 pub async fn start(app: App, call: Call) -> Result<Reply> {
     no_argument(&call, "os-start")?;
-    change(&app, &call, |_, _, server| {
+    change(&app, &call, |tx, _, server| {
         life::allowed(server, "start", &["stopped"])?;
-        server.desired = Power::On;
-        // The guest may have ended by itself, and its node may not have seen "off" in between.
-        server.reboots += 1;
-        server.reboot_hard = true;
+        may_start(tx, server)?;
+        server.start();
         Ok(())
     })
     .await
@@ -70,7 +69,7 @@ pub async fn stop(app: App, call: Call) -> Result<Reply> {
     no_argument(&call, "os-stop")?;
     change(&app, &call, |_, _, server| {
         life::allowed(server, "stop", &["active", "error"])?;
-        server.desired = Power::Off;
+        server.stop();
         Ok(())
     })
     .await
@@ -93,7 +92,8 @@ enum RebootKind {
 
 pub async fn reboot(app: App, call: Call) -> Result<Reply> {
     let reboot: Reboot = call.json_in("reboot")?;
-    change(&app, &call, move |_, _, server| {
+    change(&app, &call, move |tx, _, server| {
+        may_start(tx, server)?;
         let hard = reboot.kind == RebootKind::Hard;
         let states: &[&str] = if hard { &["active", "stopped", "paused", "error"] } else { &["active"] };
         // A hard reboot cuts a soft one short.

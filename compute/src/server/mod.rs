@@ -149,6 +149,19 @@ impl Server {
         }
     }
 
+    /// Wants it to run.
+    pub fn start(&mut self) {
+        self.desired = Power::On;
+        // The guest may have ended by itself, and its node may not have seen "off" in between.
+        self.reboots += 1;
+        self.reboot_hard = true;
+    }
+
+    /// Wants it stopped: its guest is asked first.
+    pub fn stop(&mut self) {
+        self.desired = Power::Off;
+    }
+
     /// `instance-` and the first digits of its id.
     pub fn instance_name(&self) -> String {
         format!("instance-{:08x}", self.id.short())

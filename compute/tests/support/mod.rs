@@ -37,7 +37,10 @@ pub fn hello(name: &str, memory_mib: u64) -> Hello {
 impl Whole {
     pub async fn new() -> Whole {
         let made: OnceLock<Fleet> = OnceLock::new();
-        let records = |schema| compute::records(storage::records(network::records(fleet::records(schema))));
+        let records = |schema: store::Schema| {
+            let schema = schema.formats(1, compute::maintenance::FORMAT);
+            compute::records(storage::records(network::records(fleet::records(schema))))
+        };
         let cloud = Cloud::with(records, |cell, dir| {
             let fleet = made.get_or_init(|| {
                 let sources = vec![network::sections::SOURCE, compute::sections::SOURCE];
@@ -54,7 +57,8 @@ impl Whole {
                 network::service(network::App { cell: cell.clone(), fleet: fleet.clone() }),
                 storage::service(storage),
                 compute::service(compute.clone()),
-                compute::placement_service(compute),
+                compute::placement_service(compute.clone()),
+                compute::maintenance::rest::service(compute),
             ]
         })
         .await;

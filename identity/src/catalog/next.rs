@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use store::{Record, Tx};
 
 /// The format that brings the kind and the value.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// A new field, with a level below it: how a region began. Written at once, because the version before keeps it, and
 /// derived from nothing that the version before may change.

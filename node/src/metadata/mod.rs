@@ -4,9 +4,12 @@
 //! date. The administrator's password stands on the config drive only, where other users of the guest's network
 //! address cannot ask for it.
 //!
+//! What is to come of the node's maintenance is Shisa's own in the OpenStack tree, and of later versions in EC2's.
+//!
 //! Source: Nova, "Metadata service" and "Config drives"; EC2 instance metadata as of 2009-04-04.
 
 pub mod iso;
+mod maintenance;
 mod network;
 pub mod serve;
 
@@ -65,7 +68,12 @@ pub fn files(guest: &Guest, via: Via, seed: &[u8]) -> Files {
     let ec2 = ec2(guest);
     match via {
         Via::Drive => put("ec2/latest/meta-data.json", ec2),
-        Via::Service => flatten("latest/meta-data", &ec2, &mut files),
+        Via::Service => {
+            // What was to come when the drive was made says nothing later.
+            put("openstack/latest/maintenance.json", maintenance::openstack(guest));
+            put("latest/meta-data/events/maintenance/scheduled", maintenance::ec2(guest));
+            flatten("latest/meta-data", &ec2, &mut files);
+        }
     }
     if let Some(data) = &guest.vm.metadata.user_data {
         files.insert("openstack/latest/user_data".into(), data.clone());

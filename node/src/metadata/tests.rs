@@ -80,6 +80,7 @@ pub fn document(address: &str) -> Document {
         ports: vec![port.id],
         config_drive: true,
         metadata,
+        maintenance: None,
     };
     let sections = [
         (SectionKey::Vm(vm.id), Section::Vm(vm)),
@@ -132,7 +133,7 @@ fn the_openstack_tree() {
     assert_eq!(lookup(&files, "/openstack/1999-01-01/meta_data.json"), None);
     assert_eq!(lookup(&files, "/openstack/latest/user_data"), None);
     assert!(text(&files, "/openstack").ends_with("2020-10-14\nlatest"));
-    let expect = "meta_data.json\nnetwork_data.json\nvendor_data.json\nvendor_data2.json";
+    let expect = "maintenance.json\nmeta_data.json\nnetwork_data.json\nvendor_data.json\nvendor_data2.json";
     assert_eq!(text(&files, "/openstack/latest/"), expect);
 }
 
@@ -143,7 +144,7 @@ fn the_ec2_tree() {
     check("/latest/", "meta-data/");
     check(
         "/latest/meta-data/",
-        "ami-id\nami-launch-index\nami-manifest-path\nblock-device-mapping/\nhostname\ninstance-action\n\
+        "ami-id\nami-launch-index\nami-manifest-path\nblock-device-mapping/\nevents/\nhostname\ninstance-action\n\
          instance-id\ninstance-type\nlocal-hostname\nlocal-ipv4\nplacement/\npublic-hostname\npublic-ipv4\n\
          public-keys/\nreservation-id\nsecurity-groups",
     );
@@ -159,6 +160,46 @@ fn the_ec2_tree() {
     check("/latest/meta-data/block-device-mapping/", "ami\nroot\nswap");
     check("/latest/meta-data/block-device-mapping/swap", "/dev/vdb");
     assert!(text(&files, "/").starts_with("1.0\n"));
+}
+
+#[test]
+fn maintenance_is_told_by_the_service_alone() {
+    let mut guest = guest();
+    let told = |guest: &Guest, path: &str| {
+        let files = files(guest, Via::Service, b"seed");
+        serde_json::from_str::<Value>(&text(&files, path)).unwrap()
+    };
+    let (openstack, ec2) =
+        ("/openstack/latest/maintenance.json", "/latest/meta-data/events/maintenance/scheduled");
+    assert_eq!((told(&guest, openstack), told(&guest, ec2)), (json!([]), json!([])));
+    guest.vm.maintenance = Some(base::node::Maintenance {
+        event: Uuid::from_u128(0x1234_5678_9abc_def0 << 64),
+        started: false,
+        not_before: base::Timestamp::parse("2019-01-21T09:00:43Z").unwrap(),
+        not_after: base::Timestamp::parse("2019-01-21T09:17:23Z"),
+        reason: "new \"disks\"".into(),
+    });
+    assert_eq!(
+        told(&guest, openstack),
+        json!([{"id": "12345678-9abc-def0-0000-000000000000", "state": "scheduled", "code": "instance-stop",
+            "description": "new \"disks\"", "not_before": "2019-01-21T09:00:43Z", "not_after": "2019-01-21T09:17:23Z"}])
+    );
+    assert_eq!(
+        told(&guest, ec2),
+        json!([{"EventId": "instance-event-123456789abcdef00", "State": "active", "Code": "instance-stop",
+            "Description": "new \"disks\"", "NotBefore": "21 Jan 2019 09:00:43 GMT",
+            "NotAfter": "21 Jan 2019 09:17:23 GMT"}])
+    );
+    let files = files(&guest, Via::Service, b"seed");
+    assert_eq!(text(&files, "/latest/meta-data/events/"), "maintenance/");
+    assert!(lookup(&files, "/2009-04-04/meta-data/events/maintenance/scheduled").is_some());
+    let m = guest.vm.maintenance.as_mut().unwrap();
+    (m.started, m.not_after) = (true, None);
+    let event = &told(&guest, openstack)[0];
+    assert_eq!((&event["state"], event.get("not_after")), (&json!("started"), None));
+    assert!(told(&guest, ec2)[0].get("NotAfter").is_none());
+    let drive = iso::tests::read(&config_drive(&guest).unwrap(), true);
+    assert!(drive.keys().all(|path| !path.contains("maintenance")));
 }
 
 #[test]

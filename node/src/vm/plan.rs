@@ -233,6 +233,7 @@ mod tests {
             ports: vec![],
             config_drive: false,
             metadata: GuestMetadata::default(),
+            maintenance: None,
         };
         Guest { vm, nics: vec![], image: None }
     }

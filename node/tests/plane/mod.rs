@@ -143,5 +143,6 @@ pub fn vm(n: u128) -> base::node::Vm {
         ports: Vec::new(),
         config_drive: false,
         metadata: base::node::GuestMetadata { hostname: format!("vm-{n}"), ..Default::default() },
+        maintenance: None,
     }
 }

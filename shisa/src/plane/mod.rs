@@ -77,7 +77,8 @@ pub async fn run(directory: &Directory, args: &cli::Plane) -> Result<()> {
     let none = |e| Error::invalid("a plane is started by `shisa up`").because(e);
     let store = std::env::var(STORE).map_err(none)?;
     let cell = services::open(directory, &store, &args.name)?;
-    let services = Services::new(cell, directory, &policy, args.public_url.clone(), args.reach.clone())?;
+    let (public_url, reach) = (args.public_url.clone(), args.reach.clone());
+    let services = Services::new(cell, directory, &policy, public_url, reach, args.webhook.read()?)?;
     let services = Arc::new(services);
     let api = bind(&sockets.api())?;
     let control = bind(&sockets.control())?;

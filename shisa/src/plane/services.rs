@@ -2,9 +2,11 @@
 
 use crate::routers::LostRoutersMoved;
 use crate::state::Directory;
+use crate::webhook::{OwnersTold, Webhook};
 use api::Api;
 use base::pass::{self, Pass};
 use base::{Error, Id, Result};
+use compute::maintenance::drain::DrainsCarriedOut;
 use fleet::plane::{self, Plane};
 use fleet::{Fleet, SilentNodesClosed};
 use identity::token::EndedRevocationsForgotten;
@@ -27,7 +29,8 @@ const CHUNK: usize = 256 << 10;
 
 /// The record format that this version writes once a rollout to it is finalised (`store::format`): raised with the first
 /// new kind or value of an enum after a release.
-const FORMAT: u32 = if cfg!(feature = "next-format") { 2 } else { 1 };
+/// Format 2 came with `compute::maintenance`.
+const FORMAT: u32 = if cfg!(feature = "next-format") { 3 } else { compute::maintenance::FORMAT };
 /// The oldest that it can write as: the one of the release before.
 const EMULATES: u32 = 1;
 
@@ -54,6 +57,9 @@ pub struct Services {
     identity: identity::App,
     storage: storage::App,
     nodes: Arc<Plane>,
+    webhook: Webhook,
+    /// It is a rollout's copy of a cloud: nobody outside is told of anything.
+    is_copy: bool,
 }
 
 impl Services {
@@ -66,6 +72,7 @@ impl Services {
         policy: &BTreeMap<String, String>,
         public_url: Option<String>,
         reach: Option<String>,
+        webhook: Webhook,
     ) -> Result<Services> {
         let state = std::fs::canonicalize(directory.path())?;
         let sources = vec![network::sections::SOURCE, compute::sections::SOURCE];
@@ -82,14 +89,16 @@ impl Services {
             network::service(network::App { cell: cell.clone(), fleet: fleet.clone() }),
             storage::service(storage.clone()),
             compute::service(compute.clone()),
-            compute::placement_service(compute),
+            compute::placement_service(compute.clone()),
+            compute::maintenance::rest::service(compute),
             fleet::service(fleet::App {
                 fleet: fleet.clone(),
                 plane: reach.map(|reach| (nodes.clone(), reach)),
             }),
         ];
         let api = Api::new(services, identity.tokens.clone(), policy, public_url)?;
-        Ok(Services { cell, api, fleet, identity, storage, nodes })
+        let is_copy = directory.is_copy();
+        Ok(Services { cell, api, fleet, identity, storage, nodes, webhook, is_copy })
     }
 
     pub fn fleet(&self) -> &Fleet {
@@ -116,6 +125,11 @@ impl Services {
         loops.spawn(self.nodes.clone().serve_near(near));
         loops.spawn(self.nodes.clone().serve(far));
         keep(&mut loops, SilentNodesClosed { fleet: self.fleet.clone() });
+        let operator = self.webhook.operator();
+        keep(&mut loops, DrainsCarriedOut { cell: self.cell.clone(), operator });
+        if !self.is_copy {
+            keep(&mut loops, OwnersTold { cell: self.cell.clone(), webhook: self.webhook.clone() });
+        }
         keep(&mut loops, LostRoutersMoved { cell: self.cell.clone(), fleet: self.fleet.clone() });
         let grace_s = self.identity.settings.allow_expired_s;
         keep(&mut loops, EndedRevocationsForgotten { cell: self.cell.clone(), grace_s });

@@ -4,6 +4,7 @@
 //! - Endpoints with a host of their own lead to the copy: those of our services to these, others to the path they had,
 //!   where there may be nothing.
 //! - The keys that seal tokens are new.
+//! - No webhook is told of anything (`Directory::is_copy`): where owners' lead to is in their records.
 //!
 //! Records are changed as they stand: the process that makes the copy may be older than both planes of it.
 
