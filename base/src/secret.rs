@@ -63,8 +63,11 @@ impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Secret, D::Error> {
         let text = String::deserialize(d)?;
         let plain = CIPHER.with(|c| c.borrow().as_ref().and_then(|c| c.open(&text)));
-        let plain =
-            plain.ok_or_else(|| serde::de::Error::custom("a secret that this cell's key does not open"))?;
+        let plain = plain.ok_or_else(|| {
+            serde::de::Error::custom(
+                "a secret that this cell's key does not open (cell.key belongs to another cloud?)",
+            )
+        })?;
         String::from_utf8(plain).map(Secret).map_err(serde::de::Error::custom)
     }
 }

@@ -75,6 +75,8 @@ pub struct Launch {
     pub store: String,
     /// What every plane is told beside its name: `--policy FILE` and the like.
     pub words: Vec<String>,
+    /// What a line of the log begins with where these are not the cloud's own planes.
+    pub whose: &'static str,
 }
 
 /// A plane as `shisa plane list` shows it.
@@ -282,6 +284,7 @@ impl Planes {
     ///
     /// Errors: why it went back.
     pub async fn promote(&self, name: &str) -> Result<Switch> {
+        let whose = self.inner.launch.whose;
         let _turn = self.inner.turn.lock().await;
         if !self.members().contains_key(name) {
             return Err(Error::not_found(format!("there is no plane {name}")));
@@ -322,7 +325,7 @@ impl Planes {
         self.inner.door.route(|routes| routes.held = false);
         let held_ms = begin.elapsed().as_secs_f64() * 1000.0;
         let word = outcome?;
-        tracing::info!("{name} is active under epoch {}, {held_ms:.1} ms", word.epoch);
+        tracing::info!("{whose}{name} is active under epoch {}, {held_ms:.1} ms", word.epoch);
         Ok(Switch { from, to: name.into(), held_ms, epoch: word.epoch, revision: word.revision })
     }
 
@@ -478,6 +481,7 @@ impl Planes {
 
     /// Watches one process of a plane to its end, and does what then is to be done.
     async fn mind(&self, name: &str, mut child: Child) {
+        let whose = self.inner.launch.whose;
         let pid = child.id();
         let pinged = async {
             let (mut mute, mut pulse) = (0, None);
@@ -497,7 +501,7 @@ impl Planes {
                     Ok(_) => {}
                     Err(_) if !up() || mute < self.mute_max(name, works) => {}
                     Err(_) => {
-                        tracing::error!("the plane {name} does not answer, it is ended");
+                        tracing::error!("{whose}the plane {name} does not answer, it is ended");
                         pid.into_iter().for_each(kill);
                         std::future::pending::<()>().await;
                     }
@@ -515,6 +519,7 @@ impl Planes {
 
     /// A plane that stands by may have taken the cell from one that fell silent.
     async fn seen_owner(&self, name: &str, epoch: u64) {
+        let whose = self.inner.launch.whose;
         let newest = self.members().values().map(|m| m.epoch).max().unwrap_or(0);
         if epoch <= newest {
             return;
@@ -524,7 +529,7 @@ impl Planes {
         let newest = self.members().values().map(|m| m.epoch).max().unwrap_or(0);
         if epoch > newest {
             tracing::warn!(
-                "{name} took the cell from {} that was silent",
+                "{whose}{name} took the cell from {} that was silent",
                 before.as_deref().unwrap_or("one")
             );
             self.own(name, epoch);
@@ -536,6 +541,7 @@ impl Planes {
     }
 
     async fn ended(&self, name: &str, pid: Option<u32>, status: Option<ExitStatus>) {
+        let whose = self.inner.launch.whose;
         let (was, again) = {
             let mut members = self.members();
             // Another process may have the name by now.
@@ -552,20 +558,24 @@ impl Planes {
             (was, again)
         };
         let (state, epoch, binary) = was;
-        tracing::info!("the plane {name} ended: {}", status.map_or("unknown".into(), |s| s.to_string()));
+        tracing::info!(
+            "{whose}the plane {name} ended: {}",
+            status.map_or("unknown".into(), |s| s.to_string())
+        );
         if state == State::Active {
             self.inner.active.send_replace(None);
             self.routed();
             let _turn = self.inner.turn.lock().await;
             match self.take_over(Some(epoch)).await {
-                Ok(word) => tracing::info!("{} took over under epoch {}", word.name, word.epoch),
-                Err(error) => tracing::warn!("nobody takes over yet: {}", error.chain()),
+                Ok(word) => tracing::info!("{whose}{} took over under epoch {}", word.name, word.epoch),
+                Err(error) => tracing::warn!("{whose}nobody takes over yet: {}", error.chain()),
             }
         }
         self.restart(name, &binary, state, again, epoch).await;
     }
 
     async fn restart(&self, name: &str, binary: &Path, was: State, again: Duration, epoch: u64) {
+        let whose = self.inner.launch.whose;
         if self.members().get(name).is_none_or(|m| m.leaving) {
             return;
         }
@@ -592,7 +602,7 @@ impl Planes {
         if self.inner.active.borrow().is_none()
             && let Err(error) = self.take_over(Some(epoch)).await
         {
-            tracing::error!("nobody owns the cell: {}", error.chain());
+            tracing::error!("{whose}nobody owns the cell: {}", error.chain());
         }
     }
 

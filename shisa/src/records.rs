@@ -35,8 +35,9 @@ pub fn run(directory: &Directory, words: &Words, begin: Instant) -> Result<()> {
     let progress = Progress::since(begin);
     match words {
         Words::Copy { from, to } => {
+            there(from)?;
             idle(from)?;
-            empty(to)?;
+            empty(to, "name an empty store")?;
             copy(from, to, &progress)?;
             say(format_args!("`shisa up --store {}` goes on from it", engine::shown(to)));
         }
@@ -52,9 +53,7 @@ pub fn run(directory: &Directory, words: &Words, begin: Instant) -> Result<()> {
             say(format_args!("its secrets are sealed with {}: keep a copy of that elsewhere", key.display()));
         }
         Words::Restore { file, replace } => {
-            if !file.exists() {
-                return Err(Error::not_found(format!("there is no {}", file.display())));
-            }
+            there(&url_of(file))?;
             let to = directory.need_store()?;
             if let Some(running) = directory.running() {
                 let pid = running.process.pid;
@@ -64,7 +63,7 @@ pub fn run(directory: &Directory, words: &Words, begin: Instant) -> Result<()> {
             }
             idle(&to)?;
             if !replace {
-                empty(&to)?;
+                empty(&to, "`--replace` overwrites them")?;
             }
             copy(&url_of(file), &to, &progress)?;
         }
@@ -79,7 +78,19 @@ fn url_of(file: &Path) -> String {
 }
 
 fn store_of(directory: &Directory, said: &Option<String>) -> Result<String> {
-    said.clone().map_or_else(|| directory.need_store(), Ok)
+    let url = said.clone().map_or_else(|| directory.need_store(), Ok)?;
+    there(&url)?;
+    Ok(url)
+}
+
+/// A file is not made where one is to be read.
+///
+/// Errors: `NotFound`.
+fn there(url: &str) -> Result<()> {
+    match url.strip_prefix("sqlite:").map(Path::new) {
+        Some(file) if !file.exists() => Err(Error::not_found(format!("there is no {}", file.display()))),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Errors: `Conflict` when a process owns the store and lives.
@@ -100,13 +111,13 @@ fn idle(url: &str) -> Result<()> {
     Ok(())
 }
 
-/// Errors: `Conflict` when there are records.
-fn empty(url: &str) -> Result<()> {
+/// Errors: `Conflict`, with what else to do, when there are records.
+fn empty(url: &str, advice: &str) -> Result<()> {
     let revision = engine::open(url)?.sign()?.revision;
     match revision {
         0 => Ok(()),
         _ => Err(Error::conflict(format!(
-            "{} has records (revision {revision}); name an empty store, or `restore --replace`",
+            "{} has records (revision {revision}); {advice}",
             engine::shown(url)
         ))),
     }

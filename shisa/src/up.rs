@@ -55,11 +55,7 @@ pub async fn run(directory: &Directory, args: &Up, begin: Instant) -> Result<()>
     let address = format!("{scheme}://{}", reached_at(listener.local_addr()?));
     logging::start(&directory.log())?;
     files::raise();
-    let mut ids = directory.make_ids(machine)?;
-    if args.store.is_some() && args.store != ids.store {
-        ids.store = args.store.clone();
-        directory.note_ids(&ids)?;
-    }
+    let ids = directory.make_ids(machine)?;
     let door = Door::default();
     let planes = Planes::new(launch(directory, args, far.as_ref().map(|(_, reach)| reach.clone()))?, door);
     let up = Rising { directory, args, address: &address, ids: &ids, progress: &progress, planes: &planes };
@@ -94,6 +90,11 @@ impl Rising<'_> {
         let binary = std::env::current_exe()?;
         self.planes.add(COLOURS[0], &binary).await?;
         self.planes.take_any().await?;
+        // Not before a plane could use it.
+        if self.args.store.is_some() && self.args.store != self.ids.store {
+            let store = self.args.store.clone();
+            self.directory.note_ids(&Ids { store, ..self.ids.clone() })?;
+        }
         if self.args.planes > 1 {
             self.planes.add(COLOURS[1], &binary).await?;
             self.planes.stand_by(COLOURS[1]).await?;
@@ -244,7 +245,8 @@ fn launch(directory: &Directory, args: &Up, reach: Option<String>) -> Result<Lau
         say("--reach", reach);
     }
     args.webhook.pairs().into_iter().for_each(|(flag, value)| say(flag, value));
-    Ok(Launch { directory: directory.path().into(), store: directory.need_store()?, words })
+    let store = args.store.clone().map_or_else(|| directory.need_store(), Ok)?;
+    Ok(Launch { directory: directory.path().into(), store, words, whose: "" })
 }
 
 /// A simulated network is in nobody's way.

@@ -51,6 +51,8 @@ pub const MUTATION: &str = "x-shisa-mutation";
 pub const ELSEWHERE: &str = "x-shisa-elsewhere";
 /// A header by which a read that was asked before is asked of a plane again, to be compared.
 pub const MIRROR: &str = "x-shisa-mirror";
+/// Its value where the plane is to answer from what it has in memory.
+pub const MIRROR_MEMORY: &str = "memory";
 /// A header by which a plane says what revision it answered such a read from.
 pub const REVISION: &str = "x-shisa-revision";
 

@@ -5,7 +5,7 @@
 
 use super::proxy::{DoorBody, empty};
 use super::upstream::Upstream;
-use super::{KEPT_BYTES_MAX, MIRROR, REVISION};
+use super::{KEPT_BYTES_MAX, MIRROR, MIRROR_MEMORY, REVISION};
 use base::{Error, Result};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
@@ -149,13 +149,23 @@ impl Upstream {
     ///
     /// Errors: `Unavailable` when it does not answer within `limit`.
     pub async fn mirror(&self, read: &Sampled, limit: Duration) -> Result<Mirrored> {
+        self.mirrored(read, "1", limit).await
+    }
+
+    /// The same from what it has in memory: one that follows does not ask the store first, as one that is active does
+    /// not, so that their times can be compared.
+    pub async fn mirror_memory(&self, read: &Sampled, limit: Duration) -> Result<Mirrored> {
+        self.mirrored(read, MIRROR_MEMORY, limit).await
+    }
+
+    async fn mirrored(&self, read: &Sampled, way: &'static str, limit: Duration) -> Result<Mirrored> {
         let begin = Instant::now();
         let away =
             |e: &dyn std::fmt::Display| Error::unavailable(format!("{} does not answer: {e}", self.name));
         let mut request = Request::new(empty());
         *request.uri_mut() = format!("http://plane{}", read.path).parse::<Uri>().map_err(|e| away(&e))?;
         *request.headers_mut() = read.headers.clone();
-        request.headers_mut().insert(MIRROR, HeaderValue::from_static("1"));
+        request.headers_mut().insert(MIRROR, HeaderValue::from_static(way));
         let asking = async {
             let (head, body) = self.send(request).await.map_err(|e| away(&e))?.into_parts();
             let body = Limited::new(body, KEPT_BYTES_MAX).collect().await.map_err(|e| away(&e))?.to_bytes();

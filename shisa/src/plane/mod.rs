@@ -27,7 +27,7 @@ use crate::planes::STORE;
 use crate::state::Directory;
 use api::{Faults, Reply, listen};
 use base::{Error, Result};
-use fleet::door::{ELSEWHERE, MIRROR, MUTATION, REVISION};
+use fleet::door::{ELSEWHERE, MIRROR, MIRROR_MEMORY, MUTATION, REVISION};
 use hyper::body::Incoming;
 use hyper::header::HeaderValue;
 use hyper::{Request, Response, StatusCode};
@@ -118,11 +118,14 @@ async fn owner(services: &Services, sockets: &Sockets) -> Result<()> {
 
 /// Answers one request of a client: from what is durable now, and what was asked before as it was answered then.
 async fn answer(services: Arc<Services>, request: Request<Incoming>) -> Response<api::reply::Body> {
-    if let Err(error) = services.cell.current().await {
+    let mirror = request.headers().get(MIRROR);
+    if mirror.is_none_or(|way| way != MIRROR_MEMORY)
+        && let Err(error) = services.cell.current().await
+    {
         let reply = Faults::Identity.reply(&error, "");
         return elsewhere(Reply::into_response(reply));
     }
-    if request.headers().contains_key(MIRROR) {
+    if mirror.is_some() {
         return mirrored(&services, request).await;
     }
     let mutation = request.headers().get(MUTATION).and_then(|id| id.to_str().ok()).map(String::from);

@@ -142,7 +142,7 @@ impl Sides<'_> {
         Ok(false)
     }
 
-    /// Times of the same reads, one plane after the other, and memory.
+    /// Times of the same reads from memory, one plane after the other, and memory.
     ///
     /// Errors: what is too slow or too large.
     pub async fn cost(&self, reads: &[Sampled]) -> Result<String> {
@@ -153,8 +153,8 @@ impl Sides<'_> {
             if news.len() >= COST_SAMPLES || begin.elapsed() > COST_MAX {
                 break;
             }
-            olds.push(old.mirror(read, ANSWER_MAX).await?.took);
-            news.push(new.mirror(read, ANSWER_MAX).await?.took);
+            olds.push(old.mirror_memory(read, ANSWER_MAX).await?.took);
+            news.push(new.mirror_memory(read, ANSWER_MAX).await?.took);
         }
         let (before, after) = (median(&mut olds), median(&mut news));
         let (old, new) = (self.planes.word(self.old).await?, self.planes.word(self.new).await?);

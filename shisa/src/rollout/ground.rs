@@ -89,7 +89,8 @@ impl Ground {
         let copied = tokio::task::spawn_blocking(move || bounded(&from, &to, free, inside)).await;
         let records = copied.map_err(|e| Error::internal("the copy was cut off").because(e))??;
         let words = inside::words(&launch.words);
-        let launch = Launch { directory: folder.0.clone(), store: copy.need_store()?, words };
+        let launch =
+            Launch { directory: folder.0.clone(), store: copy.need_store()?, words, whose: "on the copy: " };
         let planes = Planes::new(launch, Door::default());
         let mut ground = Ground {
             planes,

@@ -56,6 +56,11 @@ const LEFT_OUT: &str = "the way back and the conformance suite on a copy (--with
 const BACK_MAX: Duration = Duration::from_secs(10);
 /// A plane that is to stand by may be loading.
 const READY_MAX: Duration = Duration::from_secs(120);
+/// How often a plane of the old binary is started in the candidate's place, and what lies between.
+const WITHDRAW_TIMES: usize = 5;
+const WITHDRAW_AGAIN: Duration = Duration::from_secs(5);
+/// A binary has this long to say its version.
+const VERSION_MAX: Duration = Duration::from_secs(10);
 /// One transaction.
 const RAISE_MAX: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -370,6 +375,8 @@ impl Run {
     }
 
     async fn start(&self) -> Result<String> {
+        // Before the plane that stands by makes room for it.
+        runs(&self.rollout.to.binary).await?;
         let mut drained = String::new();
         if let Some((binary, ..)) = self.planes().seat(self.candidate()) {
             self.planes().remove(self.candidate()).await?;
@@ -437,7 +444,17 @@ impl Run {
             self.planes().promote(self.before()).await?;
         }
         if self.rollout.had_standby {
-            return self.replace(self.candidate(), &self.rollout.from.binary).await;
+            // A store that is slow for a while is no reason to be without a plane that stands by.
+            for _ in 1..WITHDRAW_TIMES {
+                match self.replace(self.candidate(), &self.rollout.from.binary).await {
+                    Err(error) => tracing::warn!("it is tried again: {}", error.chain()),
+                    stands_by => return stands_by,
+                }
+                tokio::time::sleep(WITHDRAW_AGAIN).await;
+            }
+            let replaced = self.replace(self.candidate(), &self.rollout.from.binary).await;
+            let advice = "no plane stands by; `shisa plane add` starts one";
+            return replaced.map_err(|error| Error::unavailable(advice).because(error));
         }
         if self.planes().seat(self.candidate()).is_some() {
             self.planes().remove(self.candidate()).await?;
@@ -507,5 +524,27 @@ impl Run {
         self.planes().add(name, binary).await?;
         self.planes().stand_by(name).await?;
         Ok(format!("{name} stands by with {}", binary.display()))
+    }
+}
+
+/// Errors: `Invalid` for a file that is no Shisa.
+async fn runs(binary: &std::path::Path) -> Result<()> {
+    let shown = binary.display();
+    let asked = tokio::process::Command::new(binary)
+        .arg("--version")
+        .stdin(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let said = tokio::time::timeout(VERSION_MAX, asked).await;
+    let said = said.map_err(|_| {
+        Error::invalid(format!("{shown} does not say its version in {} s", VERSION_MAX.as_secs()))
+    })?;
+    let said = said.map_err(|e| {
+        Error::invalid(format!("{shown} cannot be started; is it an executable file of this machine?"))
+            .because(e)
+    })?;
+    match said.status.success() && said.stdout.starts_with(b"shisa ") {
+        true => Ok(()),
+        false => Err(Error::invalid(format!("{shown} --version does not answer as Shisa does"))),
     }
 }
