@@ -159,18 +159,15 @@ impl Keeper {
             let process = process.as_ref().ok_or_else(gone)?;
             (process.said.clone(), process.ended.clone(), process.last.clone())
         };
-        let settled = tokio::select! {
-            settled = tokio::time::timeout(SETTLE_MAX, said.wait_for(|said| said.reported)) => {
-                matches!(settled, Ok(Ok(_)))
+        let settled = tokio::time::timeout(SETTLE_MAX, said.wait_for(|said| said.reported)).await;
+        let why = match settled.map(|said| said.is_ok()) {
+            Ok(true) => return Ok(()),
+            // It says nothing more, so it ends.
+            Ok(false) => {
+                let _ = tokio::time::timeout(END_MAX, ended.wait_for(|ended| *ended)).await;
+                sentence(&last)
             }
-            _ = ended.wait_for(|ended| *ended) => false,
-        };
-        if settled {
-            return Ok(());
-        }
-        let why = match *ended.borrow() {
-            true => sentence(&last),
-            false => format!("not all nodes have reported after {} s", SETTLE_MAX.as_secs()),
+            Err(_) => format!("not all nodes have reported after {} s", SETTLE_MAX.as_secs()),
         };
         Err(Error::unavailable(format!(
             "the nodes of this machine do not work with {}: {why}",

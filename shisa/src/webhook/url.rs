@@ -39,9 +39,11 @@ impl Url {
         if host.is_empty() {
             return Err(wrong("names a host"));
         }
-        let port = match authority.port() {
-            Some(port) => port.as_str().parse().map_err(|e| wrong("has a wrong port").because(e))?,
-            None => 80 + 363 * u16::from(tls),
+        // `Authority::port` is none for a number that is too large, too.
+        let port = match authority.as_str().strip_prefix(authority.host()).and_then(|p| p.strip_prefix(':')) {
+            Some(port) => port.parse().map_err(|e| wrong("has a wrong port").because(e))?,
+            None if tls => 443,
+            None => 80,
         };
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         let path = if path.starts_with('/') { path.to_string() } else { format!("/{path}") };
