@@ -9,6 +9,9 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, VecDeque};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -215,6 +218,60 @@ impl Load {
     pub async fn register(&self) -> (u64, u64) {
         let floor = self.inner.written.load(Ordering::SeqCst);
         (floor, self.inner.register().await.1)
+    }
+
+    /// Whether a plane, asked past the door, answers with an older register than was answered before.
+    pub async fn is_old_at(&self, socket: &Path) -> bool {
+        let floor = self.inner.written.load(Ordering::SeqCst);
+        let line = format!("GET /network/v2.0/networks/{}?fields=description", self.inner.register);
+        // One that was ended meanwhile answers nothing.
+        let Ok((200, answer)) = self.past_the_door(socket, line, "", Value::Null).await else { return false };
+        let seen = answer["network"]["description"].as_str().and_then(|text| text.parse::<u64>().ok());
+        seen.is_some_and(|seen| seen < floor)
+    }
+
+    /// Asks a plane twice for a network under one id, as the door does when an answer is lost: the answers' ids, and how
+    /// many there are of its name.
+    pub async fn twice_at(&self, socket: &Path) -> (Value, Value, usize) {
+        let name = uuid::Uuid::new_v4().simple().to_string();
+        let mut ids = Vec::new();
+        for _ in 0..2 {
+            let head = format!("x-shisa-mutation: {name}\r\n");
+            let body = json!({"network": {"name": name}});
+            let line = "POST /network/v2.0/networks".to_string();
+            let (_, answer) = self.past_the_door(socket, line, &head, body).await.unwrap();
+            ids.push(answer["network"]["id"].clone());
+        }
+        let there = self.get(&format!("/network/v2.0/networks?name={name}")).await;
+        (ids[0].clone(), ids[1].clone(), there["networks"].as_array().unwrap().len())
+    }
+
+    /// Status and body of one request to a plane's own socket.
+    async fn past_the_door(
+        &self,
+        socket: &Path,
+        line: String,
+        head: &str,
+        body: Value,
+    ) -> std::io::Result<(u16, Value)> {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let (token, length) = (&self.inner.token, body.len());
+        let text = format!(
+            "{line} HTTP/1.1\r\nhost: plane\r\nx-auth-token: {token}\r\ncontent-type: application/json\r\n\
+             content-length: {length}\r\n{head}connection: close\r\n\r\n{body}"
+        );
+        let socket = socket.to_path_buf();
+        let asked = move || {
+            let mut plane = UnixStream::connect(socket)?;
+            plane.set_read_timeout(Some(READ_BACK_MAX))?;
+            plane.write_all(text.as_bytes())?;
+            let mut answer = String::new();
+            plane.read_to_string(&mut answer)?;
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+            let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+            Ok((status, serde_json::from_str(body).unwrap_or_default()))
+        };
+        tokio::task::spawn_blocking(asked).await.unwrap()
     }
 
     /// Until one read and one write are answered.

@@ -59,6 +59,8 @@ const FULL: Plan = Plan {
 const ENGINES: [(&str, Which); 3] =
     [("sqlite", Which::Sqlite), ("postgres", Which::Postgres), ("etcd", Which::Etcd)];
 
+/// How often an owner that woke up is asked, past the door.
+const WOKEN_TIMES: usize = 20;
 /// A stopped owner is followed by then.
 const FOLLOWED_MAX: Duration = Duration::from_secs(10);
 
@@ -148,11 +150,22 @@ async fn run(plan: &Plan, store: &str, checks: &mut Checks) {
     checks.that("no request fails in kills", killed.failed() == 0, killed.failures());
     quantile(checks, plan.timed, "reads and writes back after kill -9", &away, 0.99, 1_000.0, f64::MAX);
 
+    let (first, second, count) = load.twice_at(&planes.socket(&planes.active())).await;
+    let detail = format!("answered {first} and {second}, {count} there");
+    checks.that(
+        "what is asked twice is done once",
+        first.is_string() && first == second && count == 1,
+        detail,
+    );
+
     let running = load.start(plan.rate);
-    let mut taken = 0;
+    let (mut taken, mut old) = (0, 0);
     for _ in 0..plan.pauses {
-        taken += usize::from(pause(&planes).await);
+        let (followed, answers) = pause(&planes, &load).await;
+        taken += usize::from(followed);
+        old += answers;
     }
+    checks.that("an owner that wakes up answers nothing old", old == 0, format!("{old} answers were old"));
     checks.that("a stopped owner is followed", taken == plan.pauses, format!("{taken} of {}", plan.pauses));
     let paused = running.stop().await;
     println!("stopped owners: {}", paused.summary());
@@ -240,8 +253,9 @@ async fn kills(planes: &mut Planes, load: &Load, count: usize) -> Vec<f64> {
 }
 
 /// Stops the active plane: the other one takes over when the lease is over, or, where the stopped one holds SQLite's lock
-/// on writing, when the keeper has ended it. The first one wakes up to find that it owns nothing.
-async fn pause(planes: &Planes) -> bool {
+/// on writing, when the keeper has ended it. The first one wakes up to find that it owns nothing. Whether it was
+/// followed; how often what it then said of the register was older than what was answered before.
+async fn pause(planes: &Planes, load: &Load) -> (bool, usize) {
     planes.both_there().await;
     let (name, pid) = planes.active_process();
     planes::signal(pid, "STOP");
@@ -252,6 +266,10 @@ async fn pause(planes: &Planes) -> bool {
         followed = planes.active() != name;
     }
     planes::wake(pid);
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    followed
+    let (socket, mut old) = (planes.socket(&name), 0);
+    for _ in 0..WOKEN_TIMES {
+        old += usize::from(load.is_old_at(&socket).await);
+        tokio::time::sleep(Duration::from_millis(15)).await;
+    }
+    (followed, old)
 }

@@ -75,6 +75,11 @@ impl Planes {
         }
     }
 
+    /// Where the door asks a plane.
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.state.join("planes").join(name).join("api")
+    }
+
     pub fn active(&self) -> String {
         self.of_state("active").name
     }

@@ -221,7 +221,8 @@ impl Engine for Sqlite {
             params![epoch as i64, counter as i64],
         );
         self.db.pragma_update(None, "synchronous", &self.synchronous).map_err(sql)?;
-        Ok(renewed.map_err(sql)? == 1)
+        let mine = renewed.map_err(sql)? == 1;
+        Ok(mine || cfg!(feature = "break-fence"))
     }
 
     fn release(&mut self, epoch: u64) -> Result<bool> {
