@@ -182,8 +182,6 @@ fn a_program_that_hangs_becomes_the_one_before_by_itself() {
     assert!(why.contains("(taken back) at wave: a went back: ") && why.contains("had not greeted"), "{why}");
     assert_eq!(exe(a.pid()), file(&plane, "a", &programs.old));
     user.nodes_are(&[("a", "up"), ("b", "up")]);
-    let log = std::fs::read_to_string(plane.node_state("a").join("program.json")).unwrap();
-    assert!(log.contains("it had not greeted its plane"), "{log}");
     assert_eq!(exe(b.pid()), programs.old);
     assert_eq!(user.status(&server).as_deref(), Some("ACTIVE"));
     cloud.stop();
