@@ -142,7 +142,7 @@ impl Sides<'_> {
         Ok(false)
     }
 
-    /// Times of the same reads from memory, one plane after the other, and memory.
+    /// Times of the same reads, which both planes answer from what they have, one after the other; and memory.
     ///
     /// Errors: what is too slow or too large.
     pub async fn cost(&self, reads: &[Sampled]) -> Result<String> {

@@ -445,16 +445,20 @@ impl Run {
         }
         if self.rollout.had_standby {
             // A store that is slow for a while is no reason to be without a plane that stands by.
-            for _ in 1..WITHDRAW_TIMES {
+            let mut tries = 1;
+            loop {
                 match self.replace(self.candidate(), &self.rollout.from.binary).await {
-                    Err(error) => tracing::warn!("it is tried again: {}", error.chain()),
-                    stands_by => return stands_by,
+                    Err(error) if tries < WITHDRAW_TIMES => {
+                        tracing::warn!("no plane stands by yet, it is tried again: {}", error.chain());
+                    }
+                    replaced => {
+                        let advice = "no plane stands by; `shisa plane add` starts one";
+                        return replaced.map_err(|error| Error::unavailable(advice).because(error));
+                    }
                 }
+                tries += 1;
                 tokio::time::sleep(WITHDRAW_AGAIN).await;
             }
-            let replaced = self.replace(self.candidate(), &self.rollout.from.binary).await;
-            let advice = "no plane stands by; `shisa plane add` starts one";
-            return replaced.map_err(|error| Error::unavailable(advice).because(error));
         }
         if self.planes().seat(self.candidate()).is_some() {
             self.planes().remove(self.candidate()).await?;

@@ -29,6 +29,17 @@ impl Programs {
     }
 }
 
+/// Two nodes join, and a server is on the first.
+fn two<'a>(cloud: &'a Cloud, plane: &Plane, programs: &Programs) -> (Member, Member, User<'a>, String) {
+    plane.new_token(&["--uses", "2"]);
+    let (a, b) = (join(plane, programs, "a"), join(plane, programs, "b"));
+    let user = User::of(cloud, &plane.state());
+    user.nodes_are(&[("a", "up"), ("b", "up")]);
+    let server = user.server_on("a");
+    user.status_is(&server, Some("ACTIVE"));
+    (a, b, user, server)
+}
+
 fn sha256(path: &Path) -> String {
     Sha256::digest(std::fs::read(path).unwrap()).iter().map(|b| format!("{b:02x}")).collect()
 }
@@ -139,12 +150,7 @@ fn a_program_that_does_not_say_what_it_is_is_not_tried() {
     let plane = Plane::new();
     let programs = Programs::new(&plane);
     let cloud = up(&plane, &programs, "0");
-    plane.new_token(&["--uses", "2"]);
-    let (a, b) = (join(&plane, &programs, "a"), join(&plane, &programs, "b"));
-    let user = User::of(&cloud, &plane.state());
-    user.nodes_are(&[("a", "up"), ("b", "up")]);
-    let server = user.server_on("a");
-    user.status_is(&server, Some("ACTIVE"));
+    let (a, b, user, server) = two(&cloud, &plane, &programs);
     let broken =
         script(&plane, &programs, "[ \"$2\" != program ] || { echo 'broken on purpose' >&2; exit 7; }");
     let why = refusal(&rollout(&plane, &broken), 1);
@@ -170,18 +176,16 @@ fn a_program_that_hangs_becomes_the_one_before_by_itself() {
     let mut programs = Programs::new(&plane);
     programs.new = std::env::var("SHISA_CANDIDATE").unwrap().into();
     let cloud = up(&plane, &programs, "0");
-    plane.new_token(&["--uses", "2"]);
-    // Only the nodes have the fault in their environment.
-    let (a, b) = (join(&plane, &programs, "a"), join(&plane, &programs, "b"));
-    let user = User::of(&cloud, &plane.state());
-    user.nodes_are(&[("a", "up"), ("b", "up")]);
-    let server = user.server_on("a");
-    user.status_is(&server, Some("ACTIVE"));
+    let (a, b, user, server) = two(&cloud, &plane, &programs);
     let why = refusal(&rollout(&plane, &programs.new), 1);
     println!("{why}");
     assert!(why.contains("(taken back) at wave: a went back: ") && why.contains("had not greeted"), "{why}");
     assert_eq!(exe(a.pid()), file(&plane, "a", &programs.old));
     user.nodes_are(&[("a", "up"), ("b", "up")]);
+    // The order back has cleared what was given up; what is proven is the program before.
+    let log = std::fs::read_to_string(plane.node_state("a").join("program.json")).unwrap();
+    assert!(log.contains("\"trial\":null") && log.contains(&sha256(&programs.old)), "{log}");
+    assert!(!log.contains(&sha256(&programs.new)), "{log}");
     assert_eq!(exe(b.pid()), programs.old);
     assert_eq!(user.status(&server).as_deref(), Some("ACTIVE"));
     cloud.stop();
@@ -192,12 +196,7 @@ fn a_program_that_ends_at_once_is_not_tried_again() {
     let plane = Plane::new();
     let programs = Programs::new(&plane);
     let cloud = up(&plane, &programs, "0");
-    plane.new_token(&["--uses", "2"]);
-    let (mut a, b) = (join(&plane, &programs, "a"), join(&plane, &programs, "b"));
-    let user = User::of(&cloud, &plane.state());
-    user.nodes_are(&[("a", "up"), ("b", "up")]);
-    let server = user.server_on("a");
-    user.status_is(&server, Some("ACTIVE"));
+    let (mut a, b, user, server) = two(&cloud, &plane, &programs);
     let say = "case \"$*\" in\n  'node program') echo \"{\\\"version\\\": \\\"9\\\", \\\"size\\\": 1, \\\"sha256\\\": \
                \\\"$(sha256sum \"$0\" | cut -c1-64)\\\"}\"; exit 0;;\n  *' node') exit 7;;\nesac";
     let why = refusal(&rollout(&plane, &script(&plane, &programs, say)), 1);
