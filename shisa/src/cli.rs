@@ -75,8 +75,9 @@ pub struct Up {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5000")]
     pub listen: SocketAddr,
     /// Where the records are: sqlite:PATH, postgres://USER@HOST:PORT/DATABASE or etcd://HOST:PORT,HOST:PORT/CELL
-    /// [default: what was said last, else state.db in the state directory]
-    #[arg(long, value_name = "URL")]
+    /// [default: what was said last, else state.db in the state directory]. In the environment, a password is seen by
+    /// nobody who lists processes
+    #[arg(long, value_name = "URL", env = crate::planes::STORE, hide_env_values = true)]
     pub store: Option<String>,
     /// How many planes: the second stands by and takes over when the first ends
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=2))]
@@ -318,13 +319,13 @@ pub enum Store {
     /// Read every record as this version does; how many there are of each kind, and a digest
     Verify {
         /// [default: this cloud's]
-        #[arg(long, value_name = "URL")]
+        #[arg(long, value_name = "URL", env = crate::planes::STORE, hide_env_values = true)]
         store: Option<String>,
     },
     /// Say what changed, when, and by which request
     Log {
         /// [default: this cloud's]
-        #[arg(long, value_name = "URL")]
+        #[arg(long, value_name = "URL", env = crate::planes::STORE, hide_env_values = true)]
         store: Option<String>,
         /// How many changes
         #[arg(long, value_name = "N", default_value_t = 20)]

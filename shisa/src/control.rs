@@ -69,6 +69,7 @@ async fn answer(
             Ok(Reply::ok(&word))
         }
         (&Method::POST, ["door"]) => {
+            let _turn = rollouts.turn()?;
             let new: New = api::call::parse(&body)?;
             Ok(Reply::ok(&doors.upgrade(&new.binary).await?))
         }
@@ -152,7 +153,9 @@ fn line(plane: &Listed) -> String {
     };
     let told = plane.word.as_ref().map_or("does not answer".into(), |word| {
         let mib = word.rss_bytes >> 20;
-        format!("epoch {}, revision {}, version {}, {mib} MiB", word.epoch, word.revision, word.version)
+        let store = if plane.without_store { ", its store does not answer" } else { "" };
+        let (epoch, revision, version) = (word.epoch, word.revision, &word.version);
+        format!("epoch {epoch}, revision {revision}, version {version}, {mib} MiB{store}")
     });
     let pid = plane.pid.map_or("-".into(), |pid| pid.to_string());
     format!("{:<6} {state:<8} process {pid:<8} {told}  {}", plane.name, plane.binary.display())

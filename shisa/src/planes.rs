@@ -10,10 +10,10 @@
 //!
 //! Limits: `BOOT_MAX` for a start, `SWITCH_MAX` for a planned switch, which then goes back.
 
-use crate::plane::{Sockets, Word};
+use crate::plane::{STORED, Sockets, Word};
 use crate::pulse::Pulse;
 use crate::state::Directory;
-use base::{Error, Result};
+use base::{Error, Kind, Result};
 use fleet::door::{Door, Upstream, ask};
 use hyper::Method;
 use serde::{Deserialize, Serialize};
@@ -35,9 +35,10 @@ const SWITCH_MAX: Duration = Duration::from_millis(800);
 const WORD_MAX: Duration = Duration::from_secs(1);
 /// So many words in a row that do not come, and a plane is ended: soon where it stands still and another stands by,
 /// because a stopped owner may keep that one from the store (SQLite's lock on writing); later where nobody is there in
-/// its place, or where it works, if only on something else than an answer.
+/// its place, or where it works, if only on something else than an answer; last where both is so: a start costs more.
 const MUTE_MAX: u32 = 2;
-const MUTE_WORKING_MAX: u32 = 10;
+const MUTE_LONGER_MAX: u32 = 10;
+const MUTE_LONGEST_MAX: u32 = 60;
 /// A plane whose time is up has this long for what it is doing.
 const END_MAX: Duration = Duration::from_secs(10);
 const PING_EVERY: Duration = Duration::from_millis(100);
@@ -88,6 +89,9 @@ pub struct Listed {
     pub binary: PathBuf,
     /// What it says of itself, when it does.
     pub word: Option<Word>,
+    /// Its store does not answer: until it does, nothing is answered that has to be current.
+    #[serde(default)]
+    pub without_store: bool,
 }
 
 /// A planned switch, as it went.
@@ -207,7 +211,10 @@ impl Planes {
         let mut listed = Vec::new();
         for (name, state, pid, binary) in known {
             let word = self.word(&name).await.ok();
-            listed.push(Listed { name, state, pid, binary, word });
+            let stored = self.ask(&name, Method::GET, STORED, &Value::Null, WORD_MAX).await;
+            // A plane of an older version does not know the question.
+            let without_store = word.is_some() && stored.is_err_and(|e| e.kind() == Kind::Unavailable);
+            listed.push(Listed { name, state, pid, binary, word, without_store });
         }
         listed
     }
@@ -514,7 +521,11 @@ impl Planes {
 
     fn mute_max(&self, name: &str, works: bool) -> u32 {
         let other = |(of, m): (&String, &Member)| of != name && m.state == State::Standby;
-        if !works && self.members().iter().any(other) { MUTE_MAX } else { MUTE_WORKING_MAX }
+        match (works, self.members().iter().any(other)) {
+            (false, true) => MUTE_MAX,
+            (true, true) | (false, false) => MUTE_LONGER_MAX,
+            (true, false) => MUTE_LONGEST_MAX,
+        }
     }
 
     /// A plane that stands by may have taken the cell from one that fell silent.

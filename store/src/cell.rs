@@ -4,7 +4,7 @@ use crate::drive::{self, Life, Message, Role, Steps};
 use crate::engine::Engine;
 use crate::follow::Follower;
 use crate::lane::{Job, Shared, not_owner, passes, unknown};
-use crate::lease::{LEASE_MS, Lease, monotonic};
+use crate::lease::{LEASE_MS, Lease, Losses, monotonic};
 use crate::log::{Cause, Revision};
 use crate::record::Schema;
 use crate::state::{Digest, Form, State};
@@ -111,7 +111,13 @@ impl Cell {
         let shared = follower.shared.clone();
         let (messages, inbox) = mpsc::channel();
         let (told, role) = watch::channel(Role::Follower);
-        let life = Life { inbox, messages: messages.clone(), role: told, currents: Vec::new() };
+        let life = Life {
+            inbox,
+            messages: messages.clone(),
+            role: told,
+            currents: Vec::new(),
+            losses: Losses::default(),
+        };
         let thread = drive::start(follower, life, owner)?;
         Ok(Cell { inner: Arc::new(Inner { shared, messages, role, thread: Mutex::new(Some(thread)) }) })
     }

@@ -12,7 +12,7 @@
 use crate::engine::{Append, Batch, Engine};
 use crate::follow::Follower;
 use crate::lane::{Job, Lane, Lost, Shared, not_owner};
-use crate::lease::{RENEW_MS, Sign};
+use crate::lease::{Losses, RENEW_MS, Sign};
 use base::Result;
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -61,6 +61,7 @@ pub(crate) struct Life {
     pub role: watch::Sender<Role>,
     /// Reads that wait for the published state to be current.
     pub currents: Vec<oneshot::Sender<()>>,
+    pub losses: Losses,
 }
 
 /// Starts the thread; `owner` says whether the follower has just taken the cell.
@@ -173,12 +174,15 @@ fn own(lane: Lane, engine: Box<dyn Engine>, life: &mut Life, shared: &Arc<Shared
     match ended {
         Ended::Released(done) => {
             let released = engine.release(epoch).map(drop);
-            let follower = Follower::after(shared.clone(), engine, derived);
+            let follower = Follower::after(shared.clone(), engine, derived, life.losses.clone());
             life.role.send_replace(Role::Follower);
             let _ = done.send(released);
             Some(follower)
         }
-        Ended::Lost(Lost::Taken) => Some(Follower::after(shared.clone(), engine, None)),
+        Ended::Lost(Lost::Taken) => {
+            life.losses.note(clock());
+            Some(Follower::after(shared.clone(), engine, None, life.losses.clone()))
+        }
         Ended::Lost(Lost::Broken) => None,
         Ended::Closed => {
             // A candidate need not wait for a lease that nobody renews.

@@ -8,7 +8,7 @@ use crate::copy;
 use crate::engine::{Engine, Tail};
 use crate::format::{FIRST, Format};
 use crate::lane::{Lane, Shared};
-use crate::lease::{Candidate, Sign};
+use crate::lease::{Candidate, Losses, Sign};
 use crate::log::{Entry, Revision, Written};
 use crate::record::Derived;
 use crate::record::Record;
@@ -53,10 +53,11 @@ impl Follower {
         shared: Arc<Shared>,
         engine: Box<dyn Engine>,
         derived: Option<Vec<Box<dyn Derived>>>,
+        losses: Losses,
     ) -> Follower {
         let state = State::clone(&shared.published.state());
         let derived = derived.unwrap_or_else(|| state.derive());
-        Follower::over(shared, engine, state, derived)
+        Follower { candidate: Candidate::after(losses), ..Follower::over(shared, engine, state, derived) }
     }
 
     fn over(

@@ -45,8 +45,8 @@ struct Past {
     taken: BTreeMap<Revision, State>,
     taken_until: Revision,
     /// Revisions by the mutation that made them, and the mutations in that order.
-    done: HashMap<Arc<str>, Vec<Revision>>,
-    done_order: VecDeque<(Revision, Arc<str>)>,
+    done: HashMap<Arc<str>, VecDeque<Revision>>,
+    done_order: VecDeque<Arc<str>>,
     /// Up to here `done` has all.
     done_until: Revision,
 }
@@ -73,12 +73,13 @@ impl Past {
             return;
         }
         let mutation: Arc<str> = mutation.into();
-        self.done.entry(mutation.clone()).or_default().push(revision);
-        self.done_order.push_back((revision, mutation));
+        self.done.entry(mutation.clone()).or_default().push_back(revision);
+        self.done_order.push_back(mutation);
         while self.done_order.len() > DONE_MAX {
-            let Some((revision, mutation)) = self.done_order.pop_front() else { break };
+            let Some(mutation) = self.done_order.pop_front() else { break };
+            // The oldest of all is the oldest of its mutation.
             if let Some(revisions) = self.done.get_mut(&mutation) {
-                revisions.retain(|r| *r != revision);
+                revisions.pop_front();
                 if revisions.is_empty() {
                     self.done.remove(&mutation);
                 }

@@ -16,6 +16,7 @@ use records::{Observed, PORTS, Port, Power, SERVERS, Server, hash, port, server}
 use std::io::Write;
 use std::time::{Duration, Instant};
 use store::{Cause, Cell, News, Options, Schema, Tx, engine};
+use uuid::Uuid;
 
 const CLIENTS: usize = 256;
 const RATE_BUDGET: f64 = 15_000.0;
@@ -179,7 +180,7 @@ fn cause() -> Cause {
         address: "198.51.100.7".into(),
         route: "POST /v2.1/servers".into(),
         version: "2.96".into(),
-        mutation: "0198c5f2-6d1e-7c3a-9b1f-2f60d2c7a911".into(),
+        mutation: Uuid::new_v4().to_string(),
         body: None,
         ..Cause::default()
     }

@@ -18,6 +18,10 @@ use tokio::net::UnixListener;
 
 /// A form of digests that both planes of a rollout may know.
 pub const SORTED: &str = "sorted";
+/// The question whether the store answers.
+pub const STORED: &str = "/stored";
+/// A store that takes longer counts as away.
+const STORED_MAX: Duration = Duration::from_millis(500);
 const BODY_MAX: usize = 64 << 10;
 /// A question that waits is answered after this anyway.
 const WAIT_MAX: Duration = Duration::from_secs(20);
@@ -78,6 +82,10 @@ async fn answer(services: &Services, name: &str, request: Request<Incoming>) -> 
     let cell = &services.cell;
     match (&head.method, head.uri.path()) {
         (&Method::GET, "/word") => {}
+        (&Method::GET, STORED) => {
+            let late = |e| Error::unavailable("The store does not answer.").because(e);
+            tokio::time::timeout(STORED_MAX, cell.current()).await.map_err(late)??;
+        }
         (&Method::GET, "/owner") => {
             let owned = |role: &Role| matches!(role, Role::Owner(_));
             let _ = tokio::time::timeout(WAIT_MAX, cell.role().wait_for(owned)).await;

@@ -18,7 +18,7 @@ mod control;
 pub mod programs;
 pub mod services;
 
-pub use control::{First, SORTED, Word};
+pub use control::{First, SORTED, STORED, Word};
 
 use crate::cli;
 use crate::files;

@@ -70,7 +70,11 @@ pub async fn finalise(directory: &Directory) -> Result<()> {
     directory.need_running()?;
     let last = tell(directory, Method::POST, "/rollouts/last/finalise", &Value::Null).await?;
     let (from, to) = (&last.from.name, &last.to);
-    say(format_args!("{} is active and {from} stands by, both with {}", to.name, to.binary.display()));
+    let binary = to.binary.display();
+    say(format_args!("{} is active and {from} stands by, both with {binary}", to.name));
+    say(format_args!(
+        "there is no way back from here: start the cloud with {binary} from now on (`shisa up` is the process that started it)"
+    ));
     Ok(())
 }
 

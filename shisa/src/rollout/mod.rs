@@ -380,8 +380,13 @@ impl Run {
         let mut drained = String::new();
         if let Some((binary, ..)) = self.planes().seat(self.candidate()) {
             self.planes().remove(self.candidate()).await?;
-            drained =
-                format!("; the {} that stood by with {} was drained", self.candidate(), binary.display());
+            let gone =
+                if binary == self.rollout.from.binary { "" } else { ", and there is no way back to that" };
+            drained = format!(
+                "; the {} that stood by with {} was drained{gone}",
+                self.candidate(),
+                binary.display()
+            );
         }
         let word = self.planes().add(self.candidate(), &self.rollout.to.binary).await?;
         self.inner.book.change(|rollout| rollout.version = word.version.clone());
