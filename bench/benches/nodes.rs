@@ -4,6 +4,9 @@
 //! times from a request's start until a node acts on what it changed, with the request itself in them. `NODES` in the
 //! environment: another number than `NODES_USUAL`.
 //!
+//! There are as many servers as nodes, all of one project, `NETWORK_SIZE` on a network. What all nodes share is the
+//! project's default security group, which names itself: each node has the addresses of all servers.
+//!
 //! Both sides share the machine's cores: what nodes on machines of their own would do costs time here.
 
 use base::node::{Document, Section, SectionKey};
@@ -24,6 +27,10 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 const NODES_USUAL: usize = 10_000;
+/// Servers of one network.
+const NETWORK_SIZE: usize = 100;
+/// Servers that one request makes.
+const TOGETHER: usize = 10;
 /// Servers that are made one after the other.
 const ONE_BY_ONE: usize = 200;
 /// Changes of a set that every node holds.
@@ -74,17 +81,26 @@ async fn run(cloud: &Cloud, state: &Path, count: usize) -> Result<()> {
     let all = all_of(&mut seen, count, |what| matches!(what, What::Epoch(_))).await?;
     println!("all nodes have a document after {:.1} s", last(&all, begin).as_secs_f64());
 
-    let network = cloud.network("crowd")?;
+    let mut networks = vec![cloud.network("crowd")?];
+    for n in 1..=count / NETWORK_SIZE {
+        networks.push(cloud.network_of(&format!("crowd-{n}"), &format!("10.{n}.0.0/16"))?);
+    }
     let image = cloud.image("crowd")?;
-    let server = |name: String, most: usize| {
+    let server = |name: String, network: usize, most: usize| {
+        let network = &networks[network % networks.len()];
         let body = json!({"server": {"name": name, "flavorRef": "1", "imageRef": image, "max_count": most,
             "networks": [{"uuid": network}]}});
         Request::new("POST", "/compute/v2.1/servers", Some(&body))
     };
 
     let begin = Instant::now();
-    let made = cloud.api.whole(16, count / 10, |n| server(format!("crowd-{n}"), 10))?;
-    let servers = made.times.len() * 10;
+    let made = cloud.api.whole(16, count / TOGETHER, |n| server(format!("crowd-{n}"), n, TOGETHER))?;
+    println!(
+        "{} requests for {TOGETHER} servers each: {:.1} s",
+        made.times.len(),
+        begin.elapsed().as_secs_f64()
+    );
+    let servers = made.times.len() * TOGETHER;
     let vms = |what: &What| matches!(what, What::Vm(_));
     let all = some_of(&mut seen, servers, vms).await?;
     println!("{servers} servers, each known on its node: {:.1} s", last(&all, begin).as_secs_f64());
@@ -94,7 +110,7 @@ async fn run(cloud: &Cloud, state: &Path, count: usize) -> Result<()> {
     let mut own = Vec::new();
     for n in 0..ONE_BY_ONE {
         let begin = Instant::now();
-        let answer = cloud.api.run(1, 1, |_| server(format!("one-{n}"), 1))?;
+        let answer = cloud.api.run(1, 1, |_| server(format!("one-{n}"), n, 1))?;
         let id = Uuid::parse_str(&answer.ids("server")?[0])?;
         own.push(some_of(&mut seen, 1, |what| *what == What::Vm(id)).await?[0].duration_since(begin));
     }
@@ -104,7 +120,7 @@ async fn run(cloud: &Cloud, state: &Path, count: usize) -> Result<()> {
     let mut shared = Vec::new();
     for n in 0..SHARED {
         let begin = Instant::now();
-        cloud.api.run(1, 1, |_| server(format!("shared-{n}"), 1))?;
+        cloud.api.run(1, 1, |_| server(format!("shared-{n}"), n, 1))?;
         // Who holds the set has it when its size is what it is now.
         let members = servers + ONE_BY_ONE + n + 1;
         let all = all_of(&mut seen, count, |what| *what == What::Members(members)).await?;
@@ -171,13 +187,13 @@ fn differences(before: &Document, now: &Document) -> Vec<What> {
     for (key, section) in &now.sections {
         match (key, section) {
             (SectionKey::Vm(id), _) if !before.sections.contains_key(key) => found.push(What::Vm(*id)),
-            (_, Section::Members(members)) => {
+            (_, Section::Group(group)) => {
                 let old = match before.sections.get(key) {
-                    Some(Section::Members(old)) => old.ports.len(),
+                    Some(Section::Group(old)) => old.members.len(),
                     _ => 0,
                 };
-                if members.ports.len() != old {
-                    found.push(What::Members(members.ports.len()));
+                if group.members.len() != old {
+                    found.push(What::Members(group.members.len()));
                 }
             }
             _ => {}

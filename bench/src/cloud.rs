@@ -99,9 +99,14 @@ impl Cloud {
         self.api.call("PUT", &format!("/compute/v2.1/os-quota-sets/{project}"), Some(&body))?;
         let body = json!({"quota": {"network": -1, "port": -1, "subnet": -1, "security_group_rule": -1}});
         self.api.call("PUT", &format!("/network/v2.0/quotas/{project}"), Some(&body))?;
+        self.network_of(name, "10.0.0.0/16")
+    }
+
+    /// A network with one subnet; its id.
+    pub fn network_of(&self, name: &str, cidr: &str) -> Result<String> {
         let body = json!({"network": {"name": name}});
         let network = id(&self.api.call("POST", "/network/v2.0/networks", Some(&body))?, "network")?;
-        let body = json!({"subnet": {"network_id": network, "ip_version": 4, "cidr": "10.0.0.0/16"}});
+        let body = json!({"subnet": {"network_id": network, "ip_version": 4, "cidr": cidr}});
         self.api.call("POST", "/network/v2.0/subnets", Some(&body))?;
         Ok(network)
     }

@@ -40,11 +40,17 @@ impl IdKind for Node {}
 
 pub const BY_NAME: Index<Node> = Index::unique("name", |n, keys| keys.push(n.hello.name.key()));
 const BY_NUMBER: Index<Node> = Index::unique("number", |n, keys| keys.push(n.number.key()));
+/// Underlay addresses, but for those of nodes that have none for others.
+const BY_ADDRESS: Index<Node> = Index::many("address", |n, keys| {
+    if !n.hello.address.is_loopback() {
+        keys.push(n.hello.address.key());
+    }
+});
 
 impl Record for Node {
     const KIND: &'static str = "node";
     type Key = NodeId;
-    const INDEXES: &'static [Index<Node>] = &[BY_NAME, BY_NUMBER];
+    const INDEXES: &'static [Index<Node>] = &[BY_NAME, BY_NUMBER, BY_ADDRESS];
 
     fn key(&self) -> NodeId {
         self.id
@@ -65,10 +71,7 @@ impl Node {
 ///
 /// Errors: `Conflict` when another node has its underlay address: packets for one would come to the other.
 pub(crate) fn join(tx: &mut Tx, hello: &Hello) -> Result<()> {
-    let same = |n: &&Arc<Node>| n.hello.address == hello.address && n.hello.name != hello.name;
-    if !hello.address.is_loopback()
-        && let Some(other) = tx.all::<Node>().find(same)
-    {
+    if let Some(other) = tx.by(&BY_ADDRESS, hello.address).find(|n| n.hello.name != hello.name) {
         let (address, other) = (hello.address, &other.hello.name);
         return Err(Error::conflict(format!(
             "The node {other} has the address {address} already; see --address."
@@ -85,10 +88,9 @@ pub(crate) fn join(tx: &mut Tx, hello: &Hello) -> Result<()> {
         })?;
         return Ok(());
     }
-    let number = (0..).find(|n: &u32| tx.one(&BY_NUMBER, *n).is_none()).expect("numbers do not end");
     tx.put(Node {
         id: Id::from_uuid(hello.id),
-        number,
+        number: free_number(tx),
         hello: hello.clone(),
         zone: ZONE.into(),
         enabled: true,
@@ -101,6 +103,13 @@ pub(crate) fn join(tx: &mut Tx, hello: &Hello) -> Result<()> {
         updated: tx.now(),
     })?;
     Ok(())
+}
+
+/// Numbers are dense unless nodes were removed: only then is a gap looked for.
+fn free_number(state: &State) -> u32 {
+    let is_free = |n: &u32| state.one(&BY_NUMBER, *n).is_none();
+    let next = state.count::<Node>() as u32;
+    if is_free(&next) { next } else { (0..next).find(is_free).expect("so many nodes leave one free") }
 }
 
 /// Takes what a node measured; false: it is what is known already.
