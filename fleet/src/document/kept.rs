@@ -111,11 +111,11 @@ impl Kept {
         let after = known.generation.revision;
         if !line || after < self.since {
             // Another plane's, from before what is known here: it may be what there is.
-            let same = known.sum.is_some_and(|sum| sum == self.sum());
+            let same = known.sum.is_some_and(|sum| sum == self.sum(sets));
             let nothing = Patch { generation: at, ..Patch::default() };
             return if same { nothing } else { Patch { generation: at, ..self.whole(at.epoch) } };
         }
-        let mut patch = Patch { generation: at, sum: Some(self.sum()), ..Patch::default() };
+        let mut patch = Patch { generation: at, sum: Some(self.sum(sets)), ..Patch::default() };
         for (key, _) in self.touched.iter().filter(|(_, at)| **at > after) {
             if let Some(section) = self.sections.get(key) {
                 self.tell_section(sets, after, key, section, &mut patch);
@@ -150,8 +150,12 @@ impl Kept {
     }
 
     /// As `Document::sum` of it.
-    fn sum(&self) -> u64 {
-        self.sections.iter().fold(0, |sum, (key, section)| sum.wrapping_add(section.sum(key)))
+    fn sum(&self, sets: &Sets) -> u64 {
+        let of = |(key, section): (&SectionKey, &Arc<Section>)| match sets.get(key) {
+            Some(deltas) => deltas.sum(key, section),
+            None => section.sum(key),
+        };
+        self.sections.iter().map(of).fold(0, u64::wrapping_add)
     }
 
     fn trim(&mut self) {

@@ -8,16 +8,18 @@
 //! plane after a switch is told what was touched since (`kept`).
 //!
 //! What is a node's own goes to it at once; changes of sets alone are gathered for `GATHER`, growing to `GATHER_MAX` while
-//! they keep coming.
+//! they keep coming, and then go to some nodes after others (`gathered`), so that what is own does not wait behind them.
 //!
-//! Limits: what `kept` and `set` say.
+//! Limits: what `gathered`, `kept` and `set` say.
 
+mod gathered;
 mod kept;
 mod set;
 #[cfg(test)]
 mod tests;
 
 use base::node::{Document, Elements, Generation, Known, Patch, Section, SectionKey};
+use gathered::Gathered;
 use kept::{Kept, Line, Sets};
 use set::{Deltas, Step, is_set, together};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -82,6 +84,8 @@ pub(crate) struct Documents {
     inner: Mutex<Inner>,
     /// How far the log was followed.
     followed: watch::Sender<Revision>,
+    /// More nodes may be told of what was gathered.
+    room: Notify,
 }
 
 struct Inner {
@@ -95,7 +99,7 @@ struct Inner {
     sets: Sets,
     holders: HashMap<SectionKey, BTreeSet<String>>,
     /// Nodes with changes that wait for others.
-    gathered: BTreeSet<String>,
+    gathered: Gathered,
 }
 
 /// Changes of sets wait this long for others, twice as long after each time that others came, and so on.
@@ -114,9 +118,15 @@ impl Documents {
             nodes: HashMap::new(),
             sets: HashMap::new(),
             holders: HashMap::new(),
-            gathered: BTreeSet::new(),
+            gathered: Gathered::default(),
         };
-        Documents { cell, sources, inner: Mutex::new(inner), followed: watch::Sender::new(at) }
+        Documents {
+            cell,
+            sources,
+            inner: Mutex::new(inner),
+            followed: watch::Sender::new(at),
+            room: Notify::new(),
+        }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -129,6 +139,8 @@ impl Documents {
         let mut gathering: Option<Instant> = None;
         // How long the last ones waited, and when they were told.
         let (mut gather, mut told) = (GATHER, Instant::now());
+        // They are being told.
+        let mut telling = false;
         loop {
             let gathered = async {
                 match gathering {
@@ -136,11 +148,25 @@ impl Documents {
                     None => std::future::pending().await,
                 }
             };
+            let room = async {
+                match telling {
+                    true => tokio::time::timeout(gathered::TOLD_WAIT, self.room.notified()).await,
+                    false => std::future::pending().await,
+                }
+            };
             let news = tokio::select! {
                 news = watch.next() => news,
                 () = gathered => {
                     (gathering, told) = (None, Instant::now());
-                    self.inner().tell_gathered();
+                    telling = self.inner().tell_gathered();
+                    continue;
+                }
+                room = room => {
+                    let mut inner = self.inner();
+                    if room.is_err() {
+                        inner.gathered.give_up();
+                    }
+                    telling = inner.tell_gathered();
                     continue;
                 }
             };
@@ -151,7 +177,7 @@ impl Documents {
                 Some(News::Snapshot(state)) => self.restart(state),
             }
             self.followed.send_replace(watch.at());
-            if gathering.is_none() && !self.inner().gathered.is_empty() {
+            if gathering.is_none() && !telling && !self.inner().gathered.is_empty() {
                 gather = if told.elapsed() < gather { (gather * 2).min(GATHER_MAX) } else { GATHER };
                 gathering = Some(Instant::now() + gather);
             }
@@ -292,6 +318,9 @@ impl Documents {
     /// What changed since what is `known`, when something has, or after `wait`. `epoch`: that the cell is owned under.
     pub async fn after(&self, name: &str, known: Known, epoch: u64, wait: Duration) -> Patch {
         let deadline = Instant::now() + wait;
+        if self.inner().gathered.asks(name) {
+            self.room.notify_one();
+        }
         let after = known.generation;
         let ours = after.epoch == epoch;
         if !ours {
@@ -437,11 +466,13 @@ impl Inner {
         kept.wake.notify_waiters();
     }
 
-    fn tell_gathered(&mut self) {
-        for host in std::mem::take(&mut self.gathered) {
+    /// Whether some wait for others that were told.
+    fn tell_gathered(&mut self) -> bool {
+        while let Some(host) = self.gathered.next() {
             if let Some(kept) = self.nodes.get_mut(&host) {
                 kept.tell();
             }
         }
+        !self.gathered.is_empty()
     }
 }

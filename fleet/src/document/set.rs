@@ -1,16 +1,20 @@
 //! Sets among the sections (`members`, `group`): how one version follows from another, by elements.
 //!
-//! All who hold a set have the same version of it, so its changes are remembered once.
+//! All who hold a set have the same version of it, so its changes are remembered once, and what they come to for nodes
+//! that have the same one is put together once.
 //!
-//! Limits: `DELTAS_MAX` changes of a set are remembered; a change of more than half of a set is a new set.
+//! Limits: `DELTAS_MAX` changes of a set are remembered; a change of more than half of a set is a new set; `JOINED_MAX`.
 
 use base::node::{Elements, Section, SectionKey};
-use std::collections::VecDeque;
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use store::Revision;
 
 /// Changes of one set that are remembered; a node that is behind them gets the whole set.
 const DELTAS_MAX: usize = 1_024;
+/// Ways to the newest version that are remembered, each from another version.
+const JOINED_MAX: usize = 64;
 /// Up to this many elements a change is told as one; above, up to half of the set.
 const DELTA_SIZE_MIN: usize = 16;
 
@@ -19,14 +23,20 @@ pub struct Deltas {
     /// Whoever has the set as of this revision gets from there by `steps`.
     from: Revision,
     steps: VecDeque<(Revision, Arc<Elements>)>,
+    /// What steps come to from one on, by its revision, where a node asked for it.
+    joined: RefCell<HashMap<Revision, Elements>>,
+    /// Of the newest version, where it was asked for.
+    sum: Cell<Option<u64>>,
 }
 
 impl Deltas {
     pub fn from(from: Revision) -> Deltas {
-        Deltas { from, steps: VecDeque::new() }
+        Deltas { from, steps: VecDeque::new(), joined: RefCell::default(), sum: Cell::default() }
     }
 
     pub fn add(&mut self, at: Revision, elements: Arc<Elements>) {
+        self.joined.get_mut().clear();
+        self.sum.take();
         self.steps.push_back((at, elements));
         if self.steps.len() > DELTAS_MAX
             && let Some((forgotten, _)) = self.steps.pop_front()
@@ -42,10 +52,24 @@ impl Deltas {
         }
         let first = self.steps.partition_point(|(at, _)| *at <= after);
         let mut steps = self.steps.range(first..);
-        let Some((_, step)) = steps.next() else { return Some(None) };
-        let mut all = Elements::clone(step);
-        steps.for_each(|(_, step)| together(&mut all, step));
-        Some(Some(all))
+        let Some((at, step)) = steps.next() else { return Some(None) };
+        let mut joined = self.joined.borrow_mut();
+        if joined.len() >= JOINED_MAX {
+            joined.clear();
+        }
+        let all = joined.entry(*at).or_insert_with(|| {
+            let mut all = Elements::clone(step);
+            steps.for_each(|(_, step)| together(&mut all, step));
+            all
+        });
+        Some(Some(all.clone()))
+    }
+
+    /// `Section::sum` of the newest version.
+    pub fn sum(&self, key: &SectionKey, newest: &Section) -> u64 {
+        let sum = self.sum.get().unwrap_or_else(|| newest.sum(key));
+        self.sum.set(Some(sum));
+        sum
     }
 }
 
@@ -167,11 +191,17 @@ mod tests {
         assert_eq!(deltas.since(9), None);
         assert_eq!(deltas.since(10), Some(Some(elements(&(&[2], &[1])))));
         assert_eq!(deltas.since(13), Some(Some(elements(&(&[2], &[1])))));
+        assert_eq!(deltas.since(14), Some(Some(elements(&(&[2], &[1])))), "as before");
+        assert_eq!(deltas.sum(&KEY, &section(&[2])), section(&[2]).sum(&KEY));
         assert_eq!(deltas.since(15), Some(None));
+        deltas.add(16, Arc::new(elements(&(&[1], &[2]))));
+        assert_eq!(deltas.since(14), Some(Some(elements(&(&[1], &[1, 2])))), "one more came");
+        assert_eq!(deltas.sum(&KEY, &section(&[1])), section(&[1]).sum(&KEY));
         for n in 0..DELTAS_MAX as u64 {
             deltas.add(20 + n, Arc::new(elements(&(&[3], &[]))));
         }
         assert_eq!(deltas.since(14), None);
-        assert!(deltas.since(15).is_some());
+        assert_eq!(deltas.since(15), None);
+        assert!(deltas.since(16).is_some());
     }
 }
