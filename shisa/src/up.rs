@@ -9,7 +9,7 @@ use crate::cli::{Machine, Up};
 use crate::clouds::{Clouds, Trust};
 use crate::doors::Doors;
 use crate::nodes::{self, Keeper, Wishes};
-use crate::plane::{self, First};
+use crate::plane::{self, BACKLOG, First};
 use crate::planes::{COLOURS, Launch, Planes};
 use crate::progress::{Progress, say};
 use crate::range::{self, Claim};
@@ -258,12 +258,15 @@ fn claims(ranges: &[Ipv4Net], ids: &Ids) -> Result<Vec<Claim>> {
 }
 
 async fn listen(address: SocketAddr, flag: &str) -> Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|e| match e.kind() {
+    let cannot = |e: std::io::Error| match e.kind() {
         ErrorKind::AddrInUse => Error::conflict(format!(
             "{address} is in use by another program; {flag} names another address, port 0 takes a free one"
         )),
         _ => Error::unavailable(format!("cannot listen on {address}")).because(e),
-    })
+    };
+    let listener = TcpListener::bind(address).await.map_err(cannot)?;
+    rustix::net::listen(&listener, BACKLOG).map_err(|e| cannot(e.into()))?;
+    Ok(listener)
 }
 
 /// The second listener, and what nodes are told to reach it by.

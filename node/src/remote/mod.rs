@@ -40,6 +40,8 @@ use tokio::sync::Notify;
 use tokio_util::io::StreamReader;
 use uuid::Uuid;
 
+/// Between two tries to connect to a plane of this machine that has too many to accept.
+const FULL_AGAIN: Duration = Duration::from_millis(20);
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 const PING_EVERY: Duration = Duration::from_secs(5);
 const PING_MAX: Duration = Duration::from_secs(5);
@@ -329,7 +331,13 @@ async fn connect(authority: &str, config: Arc<ClientConfig>) -> Result<(Sender, 
 async fn connect_near(socket: &Path) -> Result<Sender> {
     let away = || Error::unavailable(format!("no plane answers at {}", socket.display()));
     let connecting = async {
-        let stream = UnixStream::connect(socket).await.map_err(|e| away().because(e))?;
+        let stream = loop {
+            match UnixStream::connect(socket).await {
+                // Too many wait to be accepted: a socket of this kind does not queue.
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => tokio::time::sleep(FULL_AGAIN).await,
+                connected => break connected.map_err(|e| away().because(e))?,
+            }
+        };
         http2(stream).await.map_err(|e| away().because(e))
     };
     tokio::time::timeout(CONNECT_MAX, connecting).await.map_err(|e| away().because(e))?

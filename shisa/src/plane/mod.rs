@@ -40,6 +40,9 @@ use std::sync::Arc;
 use store::Role;
 use tokio::net::UnixListener;
 
+/// Connections that wait to be accepted, where the kernel lets that be: after a switch all nodes come at once.
+pub const BACKLOG: i32 = 4_096;
+
 /// The sockets of a plane.
 pub struct Sockets {
     pub folder: PathBuf,
@@ -155,9 +158,11 @@ fn elsewhere(mut answer: Response<api::reply::Body>) -> Response<api::reply::Bod
 
 /// A socket in the file system for this user only, whatever was there before.
 pub fn bind(path: &Path) -> Result<UnixListener> {
-    let cannot = |e| Error::unavailable(format!("cannot listen on {}", path.display())).because(e);
+    let cannot =
+        |e: std::io::Error| Error::unavailable(format!("cannot listen on {}", path.display())).because(e);
     let _ = std::fs::remove_file(path);
     let listener = UnixListener::bind(path).map_err(cannot)?;
+    rustix::net::listen(&listener, BACKLOG).map_err(|e| cannot(e.into()))?;
     // Not left to the umask of whoever starts a cloud.
     std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(cannot)?;
     Ok(listener)
