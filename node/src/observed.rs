@@ -21,7 +21,6 @@ const PASSWORD_WAIT: Duration = Duration::from_secs(3);
 
 struct State {
     generation: Generation,
-    told: Generation,
     /// The first document has been acted on: what is here is what there is.
     ready: bool,
     whole: bool,
@@ -39,7 +38,6 @@ impl Default for State {
     fn default() -> State {
         State {
             generation: Generation::default(),
-            told: Generation::default(),
             ready: false,
             whole: true,
             vms: BTreeMap::new(),
@@ -141,7 +139,6 @@ impl Observed {
     pub fn failed(&self, report: &Report) {
         let mut state = self.state();
         state.whole |= report.whole;
-        state.told = Generation::default();
         state.costs_untold |= report.costs.is_some();
         state.untold.extend(report.vms.keys().chain(report.ports.keys()).chain(&report.gone));
     }
@@ -166,8 +163,9 @@ fn put<T: PartialEq>(map: &mut BTreeMap<Uuid, T>, id: Uuid, seen: Option<T>) -> 
 
 impl State {
     fn take(&mut self) -> Option<Report> {
-        let nothing =
-            !self.whole && !self.costs_untold && self.untold.is_empty() && self.told == self.generation;
+        // What document it was seen under is told with what was seen: alone it would be a report of each node for
+        // each change of what all share.
+        let nothing = !self.whole && !self.costs_untold && self.untold.is_empty();
         if nothing || !self.ready {
             return None;
         }
@@ -189,7 +187,6 @@ impl State {
             }
         }
         self.whole = false;
-        self.told = self.generation;
         Some(report)
     }
 }
@@ -238,6 +235,8 @@ mod tests {
         let third = observed.next().await;
         assert_eq!((third.vms.len(), third.gone), (0, [b].into()));
         observed.acted_on(Generation { epoch: 1, revision: 1 });
+        assert!(observed.state().take().is_none(), "nothing was seen under it");
+        observed.vm(b, vm(VmState::Running));
         assert_eq!(observed.next().await.generation.revision, 1);
         assert!(observed.state().take().is_none());
     }
