@@ -107,14 +107,16 @@ async fn run(cloud: &Cloud, state: &Path, count: usize) -> Result<()> {
     println!("plane with them: {:.0} MiB", process::memory(plane)?);
     settle(&mut seen).await;
 
-    let mut own = Vec::new();
+    let (mut answered, mut own) = (Vec::new(), Vec::new());
     for n in 0..ONE_BY_ONE {
         let begin = Instant::now();
         let answer = cloud.api.run(1, 1, |_| server(format!("one-{n}"), n, 1))?;
+        answered.push(begin.elapsed());
         let id = Uuid::parse_str(&answer.ids("server")?[0])?;
         own.push(some_of(&mut seen, 1, |what| *what == What::Vm(id)).await?[0].duration_since(begin));
     }
-    print("own section, one after the other", own, "50 ms");
+    print("a server's request, one after the other", answered, "none");
+    print("its own section with its node", own, "50 ms");
     settle(&mut seen).await;
 
     let mut shared = Vec::new();
