@@ -12,6 +12,8 @@
 //! Left to the router's legs: a network with several of them, a router whose routes lead into its subnets
 //! (`shortcuts::is_plain`), networks with a smaller MTU than the sender's, physical and external ones, members on this
 //! node, a MAC that two networks of a router have, IPv6.
+//!
+//! Limits: `WAYS_MAX` members of other networks; those beyond, by address, are reached over the router's legs.
 
 use super::gateway::Gateway;
 use super::shortcuts::is_plain;
@@ -23,6 +25,9 @@ use base::units::Mac;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use uuid::Uuid;
+
+/// So a network's first port on a node costs no more, however large its router's other networks are.
+const WAYS_MAX: usize = 2_048;
 
 /// The bit that tells the number of a direct tunnel from that of its network.
 const TURNED: u32 = 1 << 23;
@@ -92,5 +97,5 @@ fn ways(s: &Sections, settings: &Settings, network: &Network, router: &Router) -
         let (vtep, of) = *places.first()?;
         (of == vni).then_some((address, (mac, vtep, vni)))
     };
-    ways.into_iter().filter_map(whole).collect()
+    ways.into_iter().filter_map(whole).take(WAYS_MAX).collect()
 }

@@ -116,6 +116,26 @@ fn known_flows_are_led_to_members_of_the_routers_other_networks_elsewhere() {
     assert!(with(twin).is_empty(), "a MAC says one place");
     let here = |s: &mut BTreeMap<SectionKey, Section>| remote_member(s, "127.0.0.1");
     assert!(with(here).is_empty(), "a member on this node");
+    let crowd = |s: &mut BTreeMap<SectionKey, Section>| {
+        let member = |n: u32| {
+            let [_, _, c, d] = n.to_be_bytes();
+            let (mac, vtep) = (Mac([0xfa, 0x16, 0x3e, 3, c, d]), Some("192.0.2.8".parse().unwrap()));
+            let addresses = vec![[10, 3, c, d].into()];
+            (uuid::Uuid::from_u128(n.into()), Member { mac, addresses, vtep, name: String::new() })
+        };
+        let members = Members { network: id(1, 3), ports: (256..5_256).map(member).collect() };
+        s.insert(SectionKey::Network(id(1, 3)), Section::Network(network(3, "10.3.0.0/16", false)));
+        s.insert(SectionKey::Members(id(1, 3)), Section::Members(members));
+        let leg = RouterInterface {
+            port: id(5, 3),
+            network: id(1, 3),
+            mac: Mac([0xfa, 0x16, 0x3e, 0, 1, 3]),
+            addresses: vec!["10.3.0.1/16".parse().unwrap()],
+        };
+        router_of(s).interfaces.push(leg);
+    };
+    let ways = with(crowd);
+    assert_eq!((ways.len(), ways.first()), (2_048, one.first()), "no more than that, by address");
 }
 
 #[test]
