@@ -139,8 +139,8 @@ impl Documents {
         let mut gathering: Option<Instant> = None;
         // How long the last ones waited, and when they were told.
         let (mut gather, mut told) = (GATHER, Instant::now());
-        // They are being told.
-        let mut telling = false;
+        // They are being told, and waited for until then.
+        let mut telling: Option<Instant> = None;
         loop {
             let gathered = async {
                 match gathering {
@@ -150,8 +150,8 @@ impl Documents {
             };
             let room = async {
                 match telling {
-                    true => tokio::time::timeout(gathered::TOLD_WAIT, self.room.notified()).await,
-                    false => std::future::pending().await,
+                    Some(until) => tokio::time::timeout_at(until, self.room.notified()).await,
+                    None => std::future::pending().await,
                 }
             };
             let news = tokio::select! {
@@ -177,7 +177,7 @@ impl Documents {
                 Some(News::Snapshot(state)) => self.restart(state),
             }
             self.followed.send_replace(watch.at());
-            if gathering.is_none() && !telling && !self.inner().gathered.is_empty() {
+            if gathering.is_none() && telling.is_none() && !self.inner().gathered.is_empty() {
                 gather = if told.elapsed() < gather { (gather * 2).min(GATHER_MAX) } else { GATHER };
                 gathering = Some(Instant::now() + gather);
             }
@@ -466,13 +466,13 @@ impl Inner {
         kept.wake.notify_waiters();
     }
 
-    /// Whether some wait for others that were told.
-    fn tell_gathered(&mut self) -> bool {
+    /// Until when those that were told are waited for, where others wait for them.
+    fn tell_gathered(&mut self) -> Option<Instant> {
         while let Some(host) = self.gathered.next() {
             if let Some(kept) = self.nodes.get_mut(&host) {
                 kept.tell();
             }
         }
-        !self.gathered.is_empty()
+        (!self.gathered.is_empty()).then(|| Instant::now() + gathered::TOLD_WAIT)
     }
 }

@@ -184,6 +184,31 @@ async fn patched_equals_built_from_scratch() {
     assert!(by_elements > 40, "{by_elements}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_do_not_ask_hold_nobody_up_while_changes_keep_coming() {
+    const SILENT: u128 = 200;
+    let world = World::new();
+    for n in 0..SILENT {
+        world.put(n, &format!("n{n:03}"), n).await;
+        world.documents.keep(&format!("n{n:03}"));
+    }
+    world.put(SILENT, "z", 1).await;
+    let mut node = Document::default();
+    world.caught_up("z", &mut node, EPOCH).await;
+    // The last that is told of them, though some come before any wait is over.
+    let changes = async {
+        for size in 1..100 {
+            world.put(0, "n000", size).await;
+            tokio::time::sleep(gathered::TOLD_WAIT / 4).await;
+        }
+    };
+    let told = world.documents.after("z", node.generation.into(), EPOCH, Duration::from_secs(20));
+    tokio::select! {
+        patch = told => assert!(patch.elements.contains_key(&SHARED), "{patch:?}"),
+        () = changes => panic!("it waits for those that do not ask"),
+    }
+}
+
 #[tokio::test]
 async fn a_set_is_told_by_its_elements_and_gathered() {
     let world = World::new();
