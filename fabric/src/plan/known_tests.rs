@@ -77,6 +77,19 @@ fn known_flows_are_led_to_members_of_the_routers_other_networks_elsewhere() {
             _ => panic!("there is such a router"),
         }
     }
+    fn third_network(
+        s: &mut BTreeMap<SectionKey, Section>,
+        subnet: &str,
+        leg: &str,
+        members: Vec<(uuid::Uuid, Member)>,
+    ) {
+        let members = Members { network: id(1, 3), ports: members.into_iter().collect() };
+        s.insert(SectionKey::Network(id(1, 3)), Section::Network(network(3, subnet, false)));
+        s.insert(SectionKey::Members(id(1, 3)), Section::Members(members));
+        let mac = Mac([0xfa, 0x16, 0x3e, 0, 1, 3]);
+        let addresses = vec![leg.parse().unwrap()];
+        router_of(s).interfaces.push(RouterInterface { port: id(5, 3), network: id(1, 3), mac, addresses });
+    }
     assert_eq!(with(|s| network_of(s, 1).mtu = 1500), one, "a larger MTU there");
     assert!(with(|s| network_of(s, 1).mtu = 1400).is_empty(), "a smaller MTU there");
     assert!(with(|s| network_of(s, 9).vni = 2 | 1 << 23).is_empty(), "its number is another's");
@@ -102,16 +115,7 @@ fn known_flows_are_led_to_members_of_the_routers_other_networks_elsewhere() {
             vtep: Some("192.0.2.8".parse().unwrap()),
             name: String::new(),
         };
-        let members = Members { network: id(1, 3), ports: vec![(id(3, 8), member)].into() };
-        s.insert(SectionKey::Network(id(1, 3)), Section::Network(network(3, "10.0.3.0/24", false)));
-        s.insert(SectionKey::Members(id(1, 3)), Section::Members(members));
-        let leg = RouterInterface {
-            port: id(5, 3),
-            network: id(1, 3),
-            mac: Mac([0xfa, 0x16, 0x3e, 0, 1, 3]),
-            addresses: vec!["10.0.3.1/24".parse().unwrap()],
-        };
-        router_of(s).interfaces.push(leg);
+        third_network(s, "10.0.3.0/24", "10.0.3.1/24", vec![(id(3, 8), member)]);
     };
     assert!(with(twin).is_empty(), "a MAC says one place");
     let here = |s: &mut BTreeMap<SectionKey, Section>| remote_member(s, "127.0.0.1");
@@ -123,16 +127,7 @@ fn known_flows_are_led_to_members_of_the_routers_other_networks_elsewhere() {
             let addresses = vec![[10, 3, c, d].into()];
             (uuid::Uuid::from_u128(n.into()), Member { mac, addresses, vtep, name: String::new() })
         };
-        let members = Members { network: id(1, 3), ports: (256..5_256).map(member).collect() };
-        s.insert(SectionKey::Network(id(1, 3)), Section::Network(network(3, "10.3.0.0/16", false)));
-        s.insert(SectionKey::Members(id(1, 3)), Section::Members(members));
-        let leg = RouterInterface {
-            port: id(5, 3),
-            network: id(1, 3),
-            mac: Mac([0xfa, 0x16, 0x3e, 0, 1, 3]),
-            addresses: vec!["10.3.0.1/16".parse().unwrap()],
-        };
-        router_of(s).interfaces.push(leg);
+        third_network(s, "10.3.0.0/16", "10.3.0.1/16", (256..5_256).map(member).collect());
     };
     let ways = with(crowd);
     assert_eq!((ways.len(), ways.first()), (2_048, one.first()), "no more than that, by address");
