@@ -108,24 +108,16 @@ impl Elements {
         match (before, after) {
             (Section::Members(a), Section::Members(b)) if a.network == b.network => {
                 let (mut come, mut gone) = (BTreeMap::new(), BTreeSet::new());
-                for difference in a.ports.diff(&b.ports) {
-                    match difference {
-                        DiffItem::Add(id, member) | DiffItem::Update { new: (id, member), .. } => {
-                            come.insert(*id, member.clone());
-                        }
-                        DiffItem::Remove(id, _) => _ = gone.insert(*id),
+                for id in a.differences(b) {
+                    match b.ports.get(&id) {
+                        Some(member) => _ = come.insert(id, member.clone()),
+                        None => _ = gone.insert(id),
                     }
                 }
                 Some(Elements::Members { come, gone })
             }
             (Section::Group(a), Section::Group(b)) if a.id == b.id => {
-                let (mut come, mut gone) = (BTreeSet::new(), BTreeSet::new());
-                for difference in a.members.diff(&b.members) {
-                    match difference {
-                        SetDiffItem::Add(address) => _ = come.insert(*address),
-                        SetDiffItem::Remove(address) => _ = gone.insert(*address),
-                    }
-                }
+                let (come, gone) = a.differences(b).partition(|address| b.members.contains(address));
                 Some(Elements::Group { come, gone })
             }
             _ => None,
@@ -454,6 +446,15 @@ pub struct Members {
     pub ports: OrdMap<Uuid, Member>,
 }
 
+impl Members {
+    /// Whose elements differ between two versions. It costs what differs where one was made from the other.
+    pub fn differences<'a>(&'a self, other: &'a Members) -> impl Iterator<Item = Uuid> + 'a {
+        self.ports.diff(&other.ports).map(|difference| match difference {
+            DiffItem::Add(id, _) | DiffItem::Update { new: (id, _), .. } | DiffItem::Remove(id, _) => *id,
+        })
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Subnet {
     pub id: Uuid,
@@ -595,6 +596,15 @@ impl SnatShare {
 pub struct Group {
     pub id: Uuid,
     pub members: OrdSet<IpAddr>,
+}
+
+impl Group {
+    /// The elements that one of two versions alone has. It costs what differs where one was made from the other.
+    pub fn differences<'a>(&'a self, other: &'a Group) -> impl Iterator<Item = IpAddr> + 'a {
+        self.members.diff(&other.members).map(|difference| match difference {
+            SetDiffItem::Add(address) | SetDiffItem::Remove(address) => *address,
+        })
+    }
 }
 
 /// What a port's security groups allow, taken together. Ports with equal sets share one.

@@ -3,7 +3,8 @@
 //! `plan` and `diff` are pure and tested as text; `kernel` observes and applies; `respond` answers DHCP, DNS and
 //! router solicitations beside it and holds the metadata sockets. `Fabric::sync` is the only way in: observe, diff,
 //! apply, report. It may be called at any time and again; when all is right it changes nothing, also in a new process.
-//! A change plans and touches only the namespaces that its sections have a say in (`plan::places_of`), from what is known to be there.
+//! A change plans and touches only the namespaces that its sections have a say in (`plan::places_of`), from what is known to
+//! be there, and of large sets only what it has to do with (`plan::part`).
 //!
 //! Every namespace carries the cloud's short id in its name, devices and tables in the host's namespace too; nothing
 //! else is looked at, so two clouds run side by side and each removes only its own. A host's own firewall is the
@@ -106,6 +107,9 @@ pub struct Fabric {
     done: Done,
 }
 
+/// Places, what is known of them, and what they are to be.
+type Planned = (BTreeSet<Place>, Option<Arc<KernelState>>, Arc<KernelState>);
+
 /// What a `sync` did.
 #[derive(Default)]
 struct Done {
@@ -158,31 +162,45 @@ impl Fabric {
     async fn follow(&mut self, document: &Document, whole: bool) -> Result<BTreeMap<Uuid, PortReport>> {
         let sections = Sections::of(document);
         let changed = changed(&self.before, document);
-        let places = match whole {
-            true => sections.places(),
-            false => touched(&Sections::of(&self.before), &sections, &self.settings, &changed),
-        };
-        let wanted = plan::plan_of(&sections, &self.settings, self.powers, &places);
-        let known = match whole {
-            true => None,
-            false => Some(self.wanted.of(&places)),
+        let (places, known, wanted) = match whole {
+            true => {
+                let places = sections.places();
+                let wanted = plan::plan_of(&sections, &self.settings, self.powers, &places);
+                (places, None, Arc::new(wanted))
+            }
+            false => self.planned(&sections, &changed),
         };
         // Cut off half way, nothing is known.
         let looked = self.looked.take().filter(|_| !whole);
-        self.done = self.converge(known, &wanted).await?;
+        self.done = self.converge(known.clone(), wanted.clone()).await?;
         self.looked = looked.or(Some(Instant::now()));
         self.unsure = self.done.failures.iter().map(|(place, _)| *place).collect();
-        self.wanted.places.retain(|place, _| !whole && !places.contains(place));
-        self.wanted.places.extend(wanted.places);
+        match known {
+            None => self.wanted = KernelState::clone(&wanted),
+            Some(known) => self.wanted.follow(&known, &wanted),
+        }
         note(&mut self.before, document, changed);
         self.remember(&sections);
         self.answer(&sections, whole, &places);
         Ok(sections.ports.values().map(|port| (port.id, self.report(port))).collect())
     }
 
-    async fn converge(&self, known: Option<KernelState>, wanted: &KernelState) -> Result<Done> {
-        let (kernel, settings, wanted) = (self.kernel.clone(), self.settings.clone(), wanted.clone());
-        blocking(move || converge(&kernel, &settings, known, &wanted)).await
+    /// The places that a change touches, what is known of them and what they are to be: of large sets only what the
+    /// change has to do with, where that says it all.
+    fn planned(&self, sections: &Sections, changed: &BTreeSet<SectionKey>) -> Planned {
+        let before = Sections::of(&self.before);
+        let places = touched(&before, sections, &self.settings, changed);
+        let by = (&self.settings, self.powers);
+        let (known, wanted) = match plan::part::of((&before, sections), changed, by, &places, &self.wanted) {
+            Some(part) => (part.seen, part.wanted),
+            None => (self.wanted.of(&places), plan::plan_of(sections, by.0, by.1, &places)),
+        };
+        (places, Some(Arc::new(known)), Arc::new(wanted))
+    }
+
+    async fn converge(&self, known: Option<Arc<KernelState>>, wanted: Arc<KernelState>) -> Result<Done> {
+        let (kernel, settings) = (self.kernel.clone(), self.settings.clone());
+        blocking(move || converge(&kernel, &settings, known.as_deref(), &wanted)).await
     }
 
     /// Sockets for metadata where devices came or went, and ears for claims.
@@ -300,20 +318,19 @@ fn enter(cloud: u32) -> Result<(Kernel, Powers)> {
 fn converge(
     kernel: &Mutex<Kernel>,
     settings: &Settings,
-    known: Option<KernelState>,
+    known: Option<&KernelState>,
     wanted: &KernelState,
 ) -> Result<Done> {
     uplink::keep_only(settings.cloud, settings.uplink.as_deref())?;
     let mut kernel = lock(kernel);
-    let seen = match known {
-        Some(known) => known,
-        None => kernel.observe(wanted)?,
+    let steps = match known {
+        Some(known) => diff::diff(known, wanted),
+        None => diff::diff(&kernel.observe(wanted)?, wanted),
     };
-    let steps = diff::diff(&seen, wanted);
     let failures: Vec<(Place, String)> =
         kernel.apply(&steps).into_iter().map(|(place, error)| (place, error.chain())).collect();
     if failures.is_empty() {
-        kernel.keep(wanted);
+        kernel.keep(known, wanted);
     }
     for (_, error) in &failures {
         tracing::warn!(error, "the network of this node is not as it should be");

@@ -69,6 +69,19 @@ impl KernelState {
         let known = |place: &Place| Some((*place, self.places.get(place)?.clone()));
         KernelState { places: places.iter().filter_map(known).collect() }
     }
+
+    /// Changes as a part of it does from `seen` to `wanted`. It costs what is in these.
+    pub fn follow(&mut self, seen: &KernelState, wanted: &KernelState) {
+        for place in seen.places.keys().filter(|place| !wanted.places.contains_key(place)) {
+            self.places.remove(place);
+        }
+        for (place, want) in &wanted.places {
+            match (self.places.get_mut(place), seen.places.get(place)) {
+                (Some(space), Some(seen)) => space.follow(seen, want),
+                _ => _ = self.places.insert(*place, want.clone()),
+            }
+        }
+    }
 }
 
 /// One namespace.
@@ -86,6 +99,61 @@ pub struct Space {
     pub stations: BTreeSet<Station>,
     /// By family and name, such as `bridge shisa`.
     pub tables: BTreeMap<String, Table>,
+}
+
+impl Space {
+    /// Whether a part of it differs from it by neighbours, stations and elements of sets only.
+    pub fn has_frame_of(&self, part: &Space) -> bool {
+        let same = |(a, b): (&Table, &Table)| {
+            a.is_updated_to(b) && a.chains.keys().eq(b.chains.keys()) && a.sets.keys().eq(b.sets.keys())
+        };
+        self.sysctls == part.sysctls
+            && self.links == part.links
+            && self.routes == part.routes
+            && self.marks == part.marks
+            && self.tables.keys().eq(part.tables.keys())
+            && self.tables.values().zip(part.tables.values()).all(same)
+    }
+
+    fn follow(&mut self, seen: &Space, want: &Space) {
+        self.sysctls.clone_from(&want.sysctls);
+        self.links.clone_from(&want.links);
+        self.routes.clone_from(&want.routes);
+        self.marks.clone_from(&want.marks);
+        follow_map(&mut self.neighbours, &seen.neighbours, &want.neighbours);
+        for station in seen.stations.difference(&want.stations) {
+            self.stations.remove(station);
+        }
+        self.stations.extend(want.stations.difference(&seen.stations).cloned());
+        follow_tables(&mut self.tables, &seen.tables, &want.tables);
+    }
+}
+
+/// As `KernelState::follow`.
+pub fn follow_tables(
+    tables: &mut BTreeMap<String, Table>,
+    seen: &BTreeMap<String, Table>,
+    want: &BTreeMap<String, Table>,
+) {
+    tables.retain(|name, _| want.contains_key(name));
+    for (name, want) in want {
+        match (tables.get_mut(name), seen.get(name)) {
+            (Some(table), Some(seen)) if seen.is_updated_to(want) => table.follow(seen, want),
+            _ => _ = tables.insert(name.clone(), want.clone()),
+        }
+    }
+}
+
+fn follow_map<K: Ord + Clone, V: PartialEq + Clone>(
+    map: &mut BTreeMap<K, V>,
+    seen: &BTreeMap<K, V>,
+    want: &BTreeMap<K, V>,
+) {
+    for key in seen.keys().filter(|key| !want.contains_key(key)) {
+        map.remove(key);
+    }
+    let differ = want.iter().filter(|(key, value)| seen.get(key) != Some(*value));
+    map.extend(differ.map(|(key, value)| (key.clone(), value.clone())));
 }
 
 /// The table of routes that packets without a mark take.
@@ -190,6 +258,26 @@ pub struct Set {
 }
 
 impl Table {
+    /// Whether it becomes another by its chains and elements, and need not be written anew while its devices stay.
+    pub fn is_updated_to(&self, other: &Table) -> bool {
+        self.mark == other.mark && self.devices == other.devices
+    }
+
+    /// As `KernelState::follow`, where nothing but chains and elements differs or all of it is to be known.
+    pub fn follow(&mut self, seen: &Table, want: &Table) {
+        self.sets.retain(|name, _| want.sets.contains_key(name));
+        let none = Set::default();
+        for (name, want) in &want.sets {
+            let set = self.sets.entry(name.clone()).or_default();
+            follow_map(&mut set.elements, &seen.sets.get(name).unwrap_or(&none).elements, &want.elements);
+            set.of.clone_from(&want.of);
+        }
+        self.base.clone_from(&want.base);
+        self.mark.clone_from(&want.mark);
+        self.chains.clone_from(&want.chains);
+        self.devices.clone_from(&want.devices);
+    }
+
     /// Writes the mark of the fixed part. Sets of remote groups (`g4_`, `g6_`) come and go and are not of it.
     pub fn seal(mut self) -> Table {
         let sets = self.sets.iter().filter(|(name, _)| !is_group_set(name));

@@ -274,10 +274,10 @@ fn the_cost_of_a_change_beside_many_remote_ports() {
             w.port(2, quiet, "192.168.0.6", &open());
             measure(w, &format!("{remote} remote ports: a port on another network"), 200).await;
             w.port(3, crowd, "10.0.0.6", &open());
-            measure(w, &format!("{remote} remote ports: a port beside them"), 500).await;
+            measure(w, &format!("{remote} remote ports: a port beside them"), 200).await;
             members.ports.extend([member(remote)]);
             w.put(Section::Members(members));
-            measure(w, &format!("{remote} remote ports: one more"), 500).await;
+            measure(w, &format!("{remote} remote ports: one more"), 100).await;
         });
     }
 }

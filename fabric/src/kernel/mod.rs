@@ -17,7 +17,7 @@ pub mod uplink;
 
 use crate::diff::{Action, Step};
 use crate::plan::{Powers, Tracking};
-use crate::state::{KernelState, Place, Space, Table};
+use crate::state::{KernelState, Place, Space, Table, follow_tables};
 use base::{Error, Result};
 use conntrack::Which;
 use netlink::Netlink;
@@ -70,8 +70,24 @@ pub struct Handle {
     route: Netlink,
     netfilter: Netlink,
     rules: Option<(u32, BTreeMap<String, Table>)>,
-    /// The generation that our last batch made, when nobody else's came between.
-    ours: Option<u32>,
+    /// What is kept of them for the next process.
+    kept: Option<rules::File>,
+    ours: Option<Ours>,
+}
+
+/// Our batches since the rules were kept last.
+struct Ours {
+    /// The generations before the first and after the last.
+    from: u32,
+    to: u32,
+    count: u32,
+}
+
+impl Ours {
+    /// Nobody else's came between.
+    fn alone(&self) -> bool {
+        self.to == self.from.wrapping_add(self.count)
+    }
 }
 
 impl Handle {
@@ -79,7 +95,7 @@ impl Handle {
         let sockets = netns::inside(namespace.as_fd(), || Ok((Netlink::route()?, Netlink::netfilter()?)));
         let (route, netfilter) = sockets?;
         let inode = fs::File::from(namespace.try_clone()?).metadata()?.ino();
-        Ok(Handle { namespace, inode, route, netfilter, rules: None, ours: None })
+        Ok(Handle { namespace, inode, route, netfilter, rules: None, kept: None, ours: None })
     }
 
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
@@ -103,8 +119,38 @@ impl Handle {
         let before = nft::generation(&mut self.netfilter)?;
         self.inside(|| nft::apply(batch))?;
         let after = nft::generation(&mut self.netfilter)?;
-        self.ours = Some(after).filter(|after| *after == before.wrapping_add(1));
+        let ours = self.ours.get_or_insert(Ours { from: before, to: before, count: 0 });
+        (ours.to, ours.count) = (after, ours.count + 1);
         Ok(())
+    }
+
+    /// `seen`: what the rules that change were before our batches; none, or nothing: `now` is all of them.
+    fn keep(
+        &mut self,
+        cloud: u32,
+        name: &str,
+        ours: Ours,
+        seen: Option<&BTreeMap<String, Table>>,
+        now: &BTreeMap<String, Table>,
+    ) {
+        let known = self.rules.take();
+        let (tables, added) = match (seen.filter(|seen| !seen.is_empty()), known) {
+            (None, _) => (now.clone(), false),
+            (Some(seen), Some((at, mut tables))) if at == ours.from => {
+                follow_tables(&mut tables, seen, now);
+                let added = self.kept.as_mut().is_some_and(|kept| kept.add(ours.to, seen, now));
+                (tables, added)
+            }
+            // What they were before is not known.
+            (Some(_), _) => {
+                self.kept = None;
+                return rules::drop_one(cloud, name);
+            }
+        };
+        if !added {
+            self.kept = rules::keep(cloud, name, (self.inode, ours.to), &tables);
+        }
+        self.rules = Some((ours.to, tables));
     }
 }
 
@@ -246,13 +292,15 @@ impl Kernel {
         done.unwrap_or_else(|error| vec![failure(first, error)])
     }
 
-    /// Remembers that the rules are as they were wanted, where our batch was the last change of them.
-    pub fn keep(&self, wanted: &KernelState) {
+    /// Remembers that the rules are as they were wanted, where our batches were the last changes of them.
+    /// `known`: what they were before, as far as it is said; none: `wanted` has all of the places.
+    pub fn keep(&self, known: Option<&KernelState>, wanted: &KernelState) {
+        let none = BTreeMap::new();
         for (&place, space) in &wanted.places {
             let (Some(name), Ok(mut handle)) = (place.name(self.cloud), self.handle(place)) else { continue };
-            if let Some(generation) = handle.ours.take() {
-                rules::keep(self.cloud, &name, (handle.inode, generation), &space.tables);
-                handle.rules = Some((generation, space.tables.clone()));
+            if let Some(ours) = handle.ours.take().filter(Ours::alone) {
+                let seen = known.map(|known| known.places.get(&place).map_or(&none, |space| &space.tables));
+                handle.keep(self.cloud, &name, ours, seen, &space.tables);
             }
         }
     }

@@ -13,7 +13,8 @@
 //! (`shortcuts::is_plain`), networks with a smaller MTU than the sender's, physical and external ones, members on this
 //! node, a MAC that two networks of a router have, IPv6.
 //!
-//! Limits: `WAYS_MAX` members of other networks; those beyond, by address, are reached over the router's legs.
+//! Limits: `WAYS_MAX` members of other networks. A network that would be more, by the order of the router's legs, is left to
+//! the legs as a whole.
 
 use super::gateway::Gateway;
 use super::shortcuts::is_plain;
@@ -76,14 +77,38 @@ pub fn leg<'a>(s: &Sections<'a>, network: Uuid) -> Option<(&'a Router, &'a Route
     legs.next().filter(|_| legs.next().is_none())
 }
 
-/// The members of a router's other networks that are on other nodes, by IPv4 address.
-fn ways(s: &Sections, settings: &Settings, network: &Network, router: &Router) -> BTreeMap<IpAddr, Way> {
-    let (mut ways, mut places) = (BTreeMap::new(), BTreeMap::<Mac, BTreeSet<(IpAddr, u32)>>::new());
+/// The other networks that known flows of a network may be led to.
+pub fn led(s: &Sections, network: Uuid) -> Vec<Uuid> {
+    let of = s.networks.get(&network).zip(leg(s, network));
+    let others = of.into_iter().flat_map(|(network, (router, _))| others(s, network, router));
+    others.map(|(_, other)| other.id).collect()
+}
+
+/// A router's legs of IPv4 in other networks that packets may go to directly, as far as there is room for their members.
+fn others<'a>(
+    s: &Sections<'a>,
+    network: &Network,
+    router: &'a Router,
+) -> Vec<(&'a RouterInterface, &'a Network)> {
+    let (mut room, mut out) = (WAYS_MAX, Vec::new());
     for interface in router.interfaces.iter().filter(|interface| interface.network != network.id) {
-        let Some(other) = s.networks.get(&interface.network) else { continue };
-        if other.external || other.physical.is_some() || other.mtu < network.mtu {
+        let Some(&other) = s.networks.get(&interface.network) else { continue };
+        let left = other.external || other.physical.is_some() || other.mtu < network.mtu;
+        if left || !interface.addresses.iter().any(|address| address.addr().is_ipv4()) {
             continue;
         }
+        if let Some(rest) = room.checked_sub(s.sizes.get(&other.id).copied().unwrap_or_default()) {
+            room = rest;
+            out.push((interface, other));
+        }
+    }
+    out
+}
+
+/// Their members that are on other nodes, by IPv4 address.
+fn ways(s: &Sections, settings: &Settings, network: &Network, router: &Router) -> BTreeMap<IpAddr, Way> {
+    let (mut ways, mut places) = (BTreeMap::new(), BTreeMap::<Mac, BTreeSet<(IpAddr, u32)>>::new());
+    for (interface, other) in others(s, network, router) {
         for (member, vtep) in tunnel::remote(s, settings, other.id) {
             places.entry(member.mac).or_default().insert((vtep, other.vni));
         }
@@ -97,5 +122,5 @@ fn ways(s: &Sections, settings: &Settings, network: &Network, router: &Router) -
         let (vtep, of) = *places.first()?;
         (of == vni).then_some((address, (mac, vtep, vni)))
     };
-    ways.into_iter().filter_map(whole).take(WAYS_MAX).collect()
+    ways.into_iter().filter_map(whole).collect()
 }

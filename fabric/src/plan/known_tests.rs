@@ -120,17 +120,21 @@ fn known_flows_are_led_to_members_of_the_routers_other_networks_elsewhere() {
     assert!(with(twin).is_empty(), "a MAC says one place");
     let here = |s: &mut BTreeMap<SectionKey, Section>| remote_member(s, "127.0.0.1");
     assert!(with(here).is_empty(), "a member on this node");
-    let crowd = |s: &mut BTreeMap<SectionKey, Section>| {
+    let crowd = |size: u32| {
+        let mut sections = wide();
         let member = |n: u32| {
             let [_, _, c, d] = n.to_be_bytes();
             let (mac, vtep) = (Mac([0xfa, 0x16, 0x3e, 3, c, d]), Some("192.0.2.8".parse().unwrap()));
             let addresses = vec![[10, 3, c, d].into()];
             (uuid::Uuid::from_u128(n.into()), Member { mac, addresses, vtep, name: String::new() })
         };
-        third_network(s, "10.3.0.0/16", "10.3.0.1/16", (256..5_256).map(member).collect());
+        let members = (256..256 + size).map(member).collect();
+        third_network(&mut sections, "10.3.0.0/16", "10.3.0.1/16", members);
+        direct(sections)
     };
-    let ways = with(crowd);
-    assert_eq!((ways.len(), ways.first()), (2_048, one.first()), "no more than that, by address");
+    // The first network has three members, one of them elsewhere.
+    assert_eq!(crowd(2_045).len(), 2_046);
+    assert_eq!(crowd(2_046), one, "a network that is too large is left to the legs");
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod chains;
 mod direct;
 mod gateway;
 mod known;
+pub mod part;
 mod ports;
 mod routing;
 mod shortcuts;
@@ -69,7 +70,7 @@ impl Powers {
 }
 
 /// The sections by kind.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Sections<'a> {
     pub vms: BTreeMap<Uuid, &'a Vm>,
     pub ports: BTreeMap<Uuid, &'a Port>,
@@ -79,6 +80,8 @@ pub struct Sections<'a> {
     pub routers: BTreeMap<Uuid, &'a Router>,
     pub groups: BTreeMap<Uuid, &'a Group>,
     pub rules: BTreeMap<u64, &'a RuleSet>,
+    /// How many members a network has, also where not all of them are looked at (`part`).
+    sizes: BTreeMap<Uuid, usize>,
     network_by_vni: BTreeMap<u32, Uuid>,
     ports_by_network: BTreeMap<Uuid, Vec<&'a Port>>,
     /// By their interfaces and gateways.
@@ -110,6 +113,7 @@ impl<'a> Sections<'a> {
     }
 
     fn index(&mut self) {
+        self.sizes = self.members.iter().map(|(network, members)| (*network, members.ports.len())).collect();
         self.network_by_vni = self.networks.values().map(|network| (network.vni, network.id)).collect();
         for &port in self.ports.values() {
             self.ports_by_network.entry(port.network).or_default().push(port);

@@ -5,6 +5,8 @@
 mod advisories;
 #[path = "known_tests.rs"]
 mod known_tests;
+#[path = "part_tests.rs"]
+mod part_tests;
 
 use super::*;
 use crate::diff::diff;
