@@ -11,10 +11,14 @@ use std::task::{Context, Poll};
 
 pub type ByteStream = Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>;
 
-/// The bytes of an answer: known at once, or streamed with a known length.
+/// The bytes of an answer: known at once, or streamed.
 pub enum Body {
     Full(Option<Bytes>),
-    Stream { stream: ByteStream, left: u64 },
+    /// `left`: how many bytes are still to come, where that is known.
+    Stream {
+        stream: ByteStream,
+        left: Option<u64>,
+    },
 }
 
 impl http_body::Body for Body {
@@ -30,7 +34,7 @@ impl http_body::Body for Body {
             Body::Stream { stream, left } => stream.as_mut().poll_next(cx).map(|next| {
                 next.map(|chunk| {
                     chunk.map(|bytes| {
-                        *left = left.saturating_sub(bytes.len() as u64);
+                        *left = left.map(|left| left.saturating_sub(bytes.len() as u64));
                         Frame::data(bytes)
                     })
                 })
@@ -45,7 +49,8 @@ impl http_body::Body for Body {
     fn size_hint(&self) -> SizeHint {
         match self {
             Body::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
-            Body::Stream { left, .. } => SizeHint::with_exact(*left),
+            Body::Stream { left: Some(left), .. } => SizeHint::with_exact(*left),
+            Body::Stream { left: None, .. } => SizeHint::default(),
         }
     }
 }
@@ -112,7 +117,13 @@ impl Reply {
     }
 
     pub fn stream(mut self, stream: ByteStream, length: u64) -> Reply {
-        self.body = Body::Stream { stream, left: length };
+        self.body = Body::Stream { stream, left: Some(length) };
+        self
+    }
+
+    /// Bytes that come until the stream ends; one that fails breaks the answer off.
+    pub fn open(mut self, stream: ByteStream) -> Reply {
+        self.body = Body::Stream { stream, left: None };
         self
     }
 

@@ -21,6 +21,9 @@ pub const RENEW: &str = "/v1/renew";
 pub const NODE: &str = "x-shisa-node";
 pub const HELLO: &str = "/v1/hello";
 pub const DOCUMENT: &str = "/v1/document";
+/// In its query: the node takes more than one patch, a line each, for as long as the answer goes on. A plane of an older build
+/// answers one.
+pub const FOLLOW: &str = "follow";
 pub const REPORT: &str = "/v1/report";
 /// With the image's id behind it.
 pub const IMAGES: &str = "/v1/images/";

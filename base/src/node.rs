@@ -13,7 +13,7 @@
 //!
 //! A node is known to others by its underlay address (`vtep`), so a section says the same to all of them.
 //!
-//! Limits: `DOCUMENT_WAIT_MAX` for one long poll.
+//! Limits: `DOCUMENT_WAIT_MAX` for one answer, which has one patch or as many as there are to tell meanwhile.
 
 use crate::Timestamp;
 use crate::fnv::{Fnv, fnv};
@@ -29,7 +29,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 use uuid::Uuid;
 
-/// A node asks for the next document with at most this long an answer time.
+/// An answer to a node that asks for its document goes on for at most this long.
 pub const DOCUMENT_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// When a document was computed: ordered first by epoch of the lane, then by revision of the log.

@@ -16,6 +16,7 @@ pub mod authority;
 pub mod cost;
 pub mod document;
 pub mod door;
+mod following;
 mod heard;
 pub mod join;
 mod listener;
@@ -40,7 +41,9 @@ use heard::Heard;
 use question::Questions;
 use serde::Serialize;
 use std::collections::BTreeSet;
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 use store::{Cause, Cell, Role, Schema, State, Tx};
 use uuid::Uuid;
@@ -79,7 +82,6 @@ struct Inner {
     sinks: Vec<Sink>,
     questions: Questions,
     heard: Mutex<Heard>,
-    waiting: order::Waiting,
 }
 
 impl Fleet {
@@ -87,8 +89,7 @@ impl Fleet {
     pub fn new(cell: Cell, sources: Vec<Source>, sinks: Vec<Sink>) -> Fleet {
         let documents = Documents::new(cell.clone(), sources);
         let (questions, heard) = (Questions::default(), Mutex::new(Heard::new(Instant::now())));
-        let waiting = order::Waiting::default();
-        let inner = Inner { cell, documents, sinks, questions, heard, waiting };
+        let inner = Inner { cell, documents, sinks, questions, heard };
         Fleet { inner: Arc::new(inner) }
     }
 
@@ -97,7 +98,17 @@ impl Fleet {
         tokio::select! {
             () = self.inner.documents.follow() => {}
             () = self.keep_documents() => {}
+            () = self.end_answers() => {}
         }
+    }
+
+    /// Answers that go on break off when this process owns the cell no longer.
+    async fn end_answers(&self) {
+        let mut role = self.inner.cell.role();
+        while role.changed().await.is_ok() {
+            self.inner.documents.wake_all();
+        }
+        std::future::pending().await
     }
 
     /// A node may come from another plane at any time, and is told what changed only where its document is there.
@@ -157,16 +168,20 @@ impl Fleet {
         let Role::Owner(epoch) = *self.inner.cell.role().borrow() else {
             return Err(Error::unavailable("Another plane owns the cell."));
         };
-        let (known, waiting) = (known.into(), self.inner.waiting.of(node));
-        let ordered = waiting.notified();
-        tokio::pin!(ordered);
-        // An order that comes between the look and the ear is heard.
-        ordered.as_mut().enable();
-        let wait = if self.order_for(node, known.order).is_some() { Duration::ZERO } else { wait };
+        let known = known.into();
         let documents = &self.inner.documents;
+        let ordered = poll_fn(|cx| {
+            // An order that comes between the look and the ear is heard.
+            documents.listen(cx, node);
+            match self.order_for(node, known.order) {
+                Some(_) => Poll::Ready(()),
+                None => Poll::Pending,
+            }
+        });
         let patch = tokio::select! {
-            patch = documents.after(node, known, epoch, wait) => patch,
+            biased;
             () = ordered => documents.after(node, known, epoch, Duration::ZERO).await,
+            patch = documents.after(node, known, epoch, wait) => patch,
         };
         Ok(Patch { order: self.order_for(node, known.order), ..patch })
     }

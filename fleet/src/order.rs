@@ -8,27 +8,11 @@ use crate::{Fleet, NodeId};
 use base::program::{Order, Program, Runs};
 use base::{Error, Result, Timestamp};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex};
+use std::collections::BTreeMap;
 use store::{Cause, State, Tx};
-use tokio::sync::Notify;
 
 /// Orders of one transaction.
 pub const ORDERS_MAX: usize = 500;
-
-/// Nodes that wait for what is newer, and are told of an order meanwhile.
-#[derive(Default)]
-pub(crate) struct Waiting(Mutex<HashMap<String, Arc<Notify>>>);
-
-impl Waiting {
-    pub fn of(&self, node: &str) -> Arc<Notify> {
-        let mut waiting = self.0.lock().expect("no holder panics");
-        match waiting.get(node) {
-            Some(notify) => notify.clone(),
-            None => waiting.entry(node.into()).or_default().clone(),
-        }
-    }
-}
 
 /// A node on another machine, as far as its program goes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,7 +34,7 @@ impl Fleet {
         }
         let names: Vec<String> = orders.keys().cloned().collect();
         self.cell().write(Cause::step("order"), move |tx| give(tx, &orders)).await?;
-        names.iter().for_each(|name| self.inner.waiting.of(name).notify_waiters());
+        names.iter().for_each(|name| self.inner.documents.wake(name));
         Ok(())
     }
 

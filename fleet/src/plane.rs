@@ -8,8 +8,8 @@ use crate::{Fleet, join};
 use api::reply::{Body, ByteStream};
 use api::{Faults, Listen, Query, Reply};
 use base::join::{
-    ANSWERS, Answer, DOCUMENT, HELLO, IMAGES, JOIN, Join, Joined, NODE, PROGRAMS, QUESTIONS, RENEW, REPORT,
-    Renew, Token,
+    ANSWERS, Answer, DOCUMENT, FOLLOW, HELLO, IMAGES, JOIN, Join, Joined, NODE, PROGRAMS, QUESTIONS, RENEW,
+    REPORT, Renew, Token,
 };
 use base::node::{DOCUMENT_WAIT_MAX, Generation, Hello, Known, Report, SectionKey};
 use base::{Error, Result, Timestamp};
@@ -143,6 +143,11 @@ impl Plane {
                 fleet.hello(hello).await?;
                 Ok(Reply::no_content())
             }
+            (Method::GET, DOCUMENT) if query.get(FOLLOW).is_some() => {
+                let patches = fleet.follows(node, known(&query)?, wait(&query)?).await?;
+                Ok(Reply::ok(&json!({})).open(Box::pin(patches)))
+            }
+            // A node of an older build takes one patch and asks again.
             (Method::GET, DOCUMENT) => {
                 Ok(Reply::ok(&fleet.document(node, known(&query)?, wait(&query)?).await?))
             }

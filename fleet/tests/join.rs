@@ -3,17 +3,18 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use base::join::{Certificate, DOCUMENT, Der, HELLO, PLANE, PROGRAMS, RENEW, Renew, Token};
-use base::node::{Generation, Hello, Known};
+use base::node::{Generation, Hello, Known, Patch};
 use base::program::{Program, Runs};
 use base::{Kind, Timestamp};
 use fleet::plane::{Plane, Settings};
 use fleet::{Fleet, authority, join, node as nodes};
+use futures_util::TryStreamExt;
 use http_body_util::{BodyExt, Full};
 use hyper::Request;
 use hyper::body::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use node::remote::{self, Credentials, Remote};
-use node::{MachineKind, Node, Simulated};
+use node::{Link, MachineKind, Node, Simulated};
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -77,6 +78,13 @@ impl World {
 
     /// One request by hand, with this key and certificate; status, and the sentence of a refusal.
     async fn ask(&self, own: Option<(&Der, &Der)>, path: &str, body: Option<String>) -> (u16, String) {
+        let (status, bytes) = self.get(own, path, body).await;
+        let body: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        (status, body["error"]["message"].as_str().unwrap_or_default().to_string())
+    }
+
+    /// Status and body.
+    async fn get(&self, own: Option<(&Der, &Der)>, path: &str, body: Option<String>) -> (u16, Bytes) {
         let mut roots = RootCertStore::empty();
         roots.add(authority::of(&self.cell).await.unwrap().certificate()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -101,9 +109,7 @@ impl World {
         let request = request.body(Full::new(Bytes::from(body.unwrap_or_default()))).unwrap();
         let answer = sender.send_request(request).await.unwrap();
         let status = answer.status().as_u16();
-        let bytes = answer.into_body().collect().await.unwrap().to_bytes();
-        let body: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        (status, body["error"]["message"].as_str().unwrap_or_default().to_string())
+        (status, answer.into_body().collect().await.unwrap().to_bytes())
     }
 
     async fn refuses(&self, own: Option<(&Der, &Der)>, status: u16, why: &str) {
@@ -130,6 +136,11 @@ fn hello(name: &str, id: Uuid) -> Hello {
     }
 }
 
+/// The first patch of an answer.
+async fn first(link: &Link, known: impl Into<Known>, wait: Duration) -> base::Result<Patch> {
+    Ok(link.document(known, wait).await?.try_next().await?.unwrap())
+}
+
 /// A request for a certificate, as a node with this key makes it.
 fn request(key: &KeyPair) -> Der {
     Der(CertificateParams::default().serialize_request(key).unwrap().der().to_vec())
@@ -148,7 +159,7 @@ async fn a_node_is_who_its_certificate_says_and_a_removed_one_is_nobody() {
     assert!(other.kind() == Kind::Forbidden && other.message().contains("node a"), "{other}");
     assert_eq!(link.hello(hello("a", Uuid::nil())).await.unwrap_err().kind(), Kind::Forbidden);
     link.hello(hello("a", a.id)).await.unwrap();
-    let patch = link.document(Generation::default(), Duration::ZERO).await.unwrap();
+    let patch = first(&link, Generation::default(), Duration::ZERO).await.unwrap();
     assert!(patch.whole && patch.changed.is_empty());
     assert_eq!(link.image(Uuid::nil()).await.err().unwrap().kind(), Kind::NotFound);
 
@@ -163,7 +174,7 @@ async fn a_node_is_who_its_certificate_says_and_a_removed_one_is_nobody() {
         nodes::remove(tx, &id)
     };
     world.cell.write(Cause::step("test"), remove).await.unwrap();
-    let gone = link.document(Generation::default(), Duration::ZERO).await.unwrap_err();
+    let gone = first(&link, Generation::default(), Duration::ZERO).await.unwrap_err();
     assert!(gone.kind() == Kind::Forbidden && gone.message().contains("removed"), "{gone}");
     world.refuses(Some((&a.key, &certificate(&a))), 403, "removed").await;
     // The same machine joins again, with its old key.
@@ -236,7 +247,7 @@ async fn a_certificate_is_renewed_in_time_and_an_old_one_is_refused() {
     assert!(why.contains("has expired"), "{why}");
     let kept: Certificate = Credentials::read(&state).unwrap().unwrap().certificate.unwrap();
     assert!(kept.expires > credentials.certificate.unwrap().expires);
-    remote.link().document(Generation::default(), Duration::ZERO).await.unwrap();
+    first(&remote.link(), Generation::default(), Duration::ZERO).await.unwrap();
     keeping.abort();
 }
 
@@ -255,10 +266,10 @@ async fn an_order_comes_at_once_and_its_program_to_who_is_ordered_it() {
     let hello = Hello { runs: Some(runs.clone()), address, ..hello("b", b.id) };
     Remote::new(&world.address, b.clone()).link().hello(hello).await.unwrap();
 
-    let new = link.document(Generation::default(), Duration::ZERO).await.unwrap().generation;
+    let new = first(&link, Generation::default(), Duration::ZERO).await.unwrap().generation;
     let ask = async |order: Option<Timestamp>, wait| {
         let known = Known { order, ..new.into() };
-        link.document(known, wait).await.unwrap().order
+        first(&link, known, wait).await.unwrap().order
     };
     assert_eq!(ask(Some(Timestamp(0)), Duration::ZERO).await, None);
     let begin = std::time::Instant::now();
@@ -273,7 +284,23 @@ async fn an_order_comes_at_once_and_its_program_to_who_is_ordered_it() {
     assert_eq!(ask(Some(order.at), Duration::ZERO).await, None);
     assert_eq!(ask(None, Duration::ZERO).await, None);
     give().await.unwrap();
-    assert!(ask(Some(order.at), Duration::ZERO).await.unwrap().at > order.at);
+    let last = ask(Some(order.at), Duration::ZERO).await.unwrap();
+    assert!(last.at > order.at);
+    // Also in an answer that goes on, each once.
+    let known = Known { order: Some(order.at), ..new.into() };
+    let mut patches = link.document(known, Duration::from_secs(9)).await.unwrap();
+    let mut next = async || patches.try_next().await.unwrap().unwrap();
+    assert_eq!(next().await.order, Some(last.clone()));
+    give().await.unwrap();
+    let newest = next().await.order.unwrap();
+    assert!(newest.at > last.at);
+    // A node of an older build does not say that it follows, and takes one patch an answer.
+    let own = Some((&a.key, &certificate(&a)));
+    for (order, expect) in [("&order=0", Some(newest.at)), ("", None)] {
+        let path = format!("{DOCUMENT}?after=0.0&wait_ms=0{order}");
+        let patch: Patch = serde_json::from_slice(&world.get(own, &path, None).await.1).unwrap();
+        assert!(patch.whole && patch.order.map(|order| order.at) == expect);
+    }
 
     let get = async |of: &Credentials, sha256: &str| {
         world.ask(Some((&of.key, &certificate(of))), &format!("{PROGRAMS}{sha256}"), None).await.0

@@ -1,7 +1,7 @@
 //! The node's loop: follows the document, hands it to the machine, tells what is seen.
 //!
 //! ```text
-//! plane --patch--> ledger --document--> machine --states--> observed --report--> plane
+//! plane --patches--> ledger --document--> machine --states--> observed --report--> plane
 //! ```
 //!
 //! The two directions are apart: a plane that is away stops neither the guests nor their restarts. What fails is
@@ -11,9 +11,10 @@ use crate::ledger::Ledger;
 use crate::link::Link;
 use crate::observed::Observed;
 use crate::{Machine, Met};
-use base::node::{DOCUMENT_WAIT_MAX, Document, Generation, Hello, Known, Patch, Patched};
+use base::node::{DOCUMENT_WAIT_MAX, Document, Generation, Hello, Known, Patched};
 use base::program::Runs;
 use base::{Error, Kind, Result};
+use futures_util::TryStreamExt;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -22,9 +23,11 @@ const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 /// Tries that come sooner after each other are not said.
 const SAID_FROM: Duration = Duration::from_millis(800);
-/// A plane that never answers a question is away: the long poll's time and this much more.
+/// A plane that does not answer a question for so long is away.
 const ANSWER_MAX: Duration = Duration::from_secs(15);
-/// A plane that answers at once with nothing new is asked again after this long.
+/// As long as this nothing comes of a document's answer, and the plane is away.
+const SILENCE_MAX: Duration = DOCUMENT_WAIT_MAX.saturating_add(ANSWER_MAX);
+/// A plane whose answer ends at once with nothing new is asked again after this long.
 const IDLE_MIN: Duration = Duration::from_millis(20);
 
 struct Retry(Duration);
@@ -102,44 +105,23 @@ pub async fn follow(link: &Link, mut ledger: Ledger, machine: &mut Machine) -> R
     let mut with = With::Sum;
     loop {
         let asked = tokio::time::Instant::now();
-        match ask(link, ledger.document(), with, machine).await {
-            Ok(mut patch) => {
-                if let Some(order) = patch.order.take() {
-                    machine.inner().order.send_replace(Some(order));
-                }
-                retry = Retry(RETRY_MIN);
-                let before = ledger.document().clone();
-                let patched = ledger.patch(patch).await?;
-                with = With::Generation;
-                match patched {
-                    Patched::Taken if Arc::ptr_eq(&before, ledger.document()) => {}
-                    Patched::Taken => {
-                        machine.act(&before, ledger.document()).await?;
-                        continue;
-                    }
-                    Patched::Older => {}
-                    Patched::Astray => {
-                        tracing::warn!(
-                            "the document is another than the plane's: it is asked for as a whole"
-                        );
-                        with = With::Nothing;
-                    }
-                }
-                if asked.elapsed() < IDLE_MIN {
-                    tokio::time::sleep(IDLE_MIN).await;
-                }
-            }
+        let generation = ledger.document().generation;
+        match listen(link, &mut ledger, with, machine, &mut retry, SILENCE_MAX).await? {
+            Ok(next) => with = next,
             Err(error) => {
                 // The next one to answer may be another process.
                 with = With::Sum;
                 retry.wait("the plane has not given a document", &error).await;
             }
         }
+        if generation == ledger.document().generation && asked.elapsed() < IDLE_MIN {
+            tokio::time::sleep(IDLE_MIN).await;
+        }
     }
 }
 
 /// What a node says of its document when it asks for the next.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum With {
     Generation,
     Sum,
@@ -147,21 +129,149 @@ enum With {
     Nothing,
 }
 
-/// One long poll; the machine settles meanwhile.
-async fn ask(link: &Link, document: &Arc<Document>, with: With, machine: &mut Machine) -> Result<Patch> {
+/// One question, and all patches of its answer. The outer error is the node's own.
+async fn listen(
+    link: &Link,
+    ledger: &mut Ledger,
+    with: With,
+    machine: &mut Machine,
+    retry: &mut Retry,
+    silence_max: Duration,
+) -> Result<Result<With>> {
+    let document = ledger.document();
     let known = match with {
         With::Generation => document.generation.into(),
         With::Sum => Known { sum: Some(document.sum()), ..document.generation.into() },
         With::Nothing => Known::default(),
     };
     let known = Known { order: Some(machine.inner().last_order()), ..known };
-    let poll = link.document(known, DOCUMENT_WAIT_MAX);
-    let poll = limited(DOCUMENT_WAIT_MAX + ANSWER_MAX, poll);
-    tokio::pin!(poll);
+    let answer = limited(silence_max, link.document(known, DOCUMENT_WAIT_MAX));
+    let mut patches = match settled(machine, document, answer).await {
+        Ok(patches) => patches,
+        Err(error) => return Ok(Err(error)),
+    };
+    let mut told = false;
+    loop {
+        let next = limited(silence_max, patches.try_next());
+        let mut patch = match settled(machine, ledger.document(), next).await {
+            Ok(Some(patch)) => patch,
+            Ok(None) if told => return Ok(Ok(With::Generation)),
+            Ok(None) => return Ok(Err(Error::unavailable("the plane's answer is empty"))),
+            Err(error) => return Ok(Err(error)),
+        };
+        told = true;
+        *retry = Retry(RETRY_MIN);
+        if let Some(order) = patch.order.take() {
+            machine.inner().order.send_replace(Some(order));
+        }
+        let (before, generation) = (ledger.document().clone(), patch.generation);
+        match ledger.patch(patch).await? {
+            Patched::Taken if Arc::ptr_eq(&before, ledger.document()) => {}
+            Patched::Taken => machine.act(&before, ledger.document()).await?,
+            // It has nothing new in it.
+            Patched::Older if generation == before.generation => {}
+            // What comes behind it continues from what is not here.
+            Patched::Older => return Ok(Ok(With::Generation)),
+            Patched::Astray => {
+                tracing::warn!("the document is another than the plane's: it is asked for as a whole");
+                return Ok(Ok(With::Nothing));
+            }
+        }
+    }
+}
+
+/// What the plane says next; the machine settles meanwhile.
+async fn settled<T>(
+    machine: &mut Machine,
+    document: &Arc<Document>,
+    answer: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    tokio::pin!(answer);
     loop {
         tokio::select! {
-            answer = &mut poll => return answer,
+            answer = &mut answer => return answer,
             () = machine.settle(document) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{MachineKind, Node, Patches, Settings, Simulated};
+    use base::node::Patch;
+    use futures_util::StreamExt;
+    use futures_util::stream::{iter, pending};
+    use std::sync::Mutex;
+    use uuid::Uuid;
+
+    fn patch(epoch: u64, revision: u64) -> Patch {
+        Patch { generation: Generation { epoch, revision }, ..Patch::default() }
+    }
+
+    /// One question, answered by `lines` and then by `end`; what comes of it, and what the node has then.
+    async fn check(lines: Vec<Result<Patch>>, silent: bool) -> (Result<With>, Generation) {
+        let kind = Simulated::default();
+        let node = Node::new(Settings {
+            name: "a".into(),
+            id: Uuid::nil(),
+            state: "/nonexistent".into(),
+            machine: MachineKind::Simulated(kind.clone()),
+            cloud: 1,
+            uplink: None,
+            physical: Default::default(),
+            address: [127, 0, 0, 1].into(),
+            fabric: false,
+            guest_uids: None,
+            responder: None,
+        });
+        let lines = Mutex::new(Some(lines));
+        let link = Link::new(
+            async |_| Ok(()),
+            move |_, _| {
+                let lines = iter(lines.lock().unwrap().take().unwrap());
+                async move {
+                    let patches: Patches = match silent {
+                        true => Box::pin(lines.chain(pending())),
+                        false => Box::pin(lines),
+                    };
+                    Ok(patches)
+                }
+            },
+            async |_| Ok(()),
+            async |_| Err(Error::not_found("no image")),
+        );
+        let (mut machine, mut ledger, _) = node.simulated(&kind).await.unwrap();
+        let (mut retry, silence_max) = (Retry(RETRY_MIN), Duration::from_millis(50));
+        let next =
+            listen(&link, &mut ledger, With::Sum, &mut machine, &mut retry, silence_max).await.unwrap();
+        assert_eq!(node.document().borrow().generation, ledger.document().generation, "it acted on all");
+        (next, ledger.document().generation)
+    }
+
+    #[tokio::test]
+    async fn each_patch_of_an_answer_is_taken_and_its_end_tells_how_to_ask() {
+        let at = |revision| Generation { epoch: 2, revision };
+        let (next, has) = check(vec![Ok(patch(2, 5)), Ok(patch(2, 5)), Ok(patch(2, 9))], false).await;
+        assert_eq!((next.unwrap(), has), (With::Generation, at(9)));
+        // What is older than what it has is another plane's, and so is what comes behind it.
+        let (next, has) = check(vec![Ok(patch(2, 5)), Ok(patch(1, 8)), Ok(patch(2, 9))], false).await;
+        assert_eq!((next.unwrap(), has), (With::Generation, at(5)));
+        let astray = Patch { sum: Some(7), ..patch(2, 6) };
+        let (next, has) = check(vec![Ok(patch(2, 5)), Ok(astray), Ok(patch(2, 9))], false).await;
+        assert_eq!((next.unwrap(), has), (With::Nothing, at(5)));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_breaks_off_is_empty_or_falls_silent_is_an_error() {
+        let at = |revision| Generation { epoch: 2, revision };
+        let (next, has) = check(vec![Ok(patch(2, 5)), Err(Error::unavailable("cut"))], false).await;
+        assert_eq!((next.unwrap_err().message(), has), ("cut", at(5)));
+        let (next, _) = check(vec![], false).await;
+        assert!(next.unwrap_err().message().contains("empty"));
+        for lines in [vec![], vec![Ok(patch(2, 5))]] {
+            let (next, _) = check(lines, true).await;
+            assert!(next.unwrap_err().message().contains("does not answer"));
         }
     }
 }

@@ -25,7 +25,7 @@ mod simulated;
 mod vm;
 
 pub use down::{Ending, down};
-pub use link::{Answer, ImageBytes, Link};
+pub use link::{Answer, ImageBytes, Link, Patches};
 pub use responder::respond;
 pub use simulated::Simulated;
 pub use vm::process::{Process, boot_id};

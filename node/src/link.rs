@@ -5,11 +5,16 @@
 
 use base::Result;
 use base::node::{Hello, Known, Patch, Report};
+use futures_util::Stream;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncRead;
 use uuid::Uuid;
+
+/// What a plane tells one after the other, each from where the one before ended. The node asks again at the end; an
+/// answer without any is none.
+pub type Patches = Pin<Box<dyn Stream<Item = Result<Patch>> + Send>>;
 
 /// The bytes of an image, from its first to its last.
 pub type ImageBytes = Pin<Box<dyn AsyncRead + Send>>;
@@ -21,7 +26,7 @@ type Ask<A, T> = Arc<dyn Fn(A) -> Answer<T> + Send + Sync>;
 #[derive(Clone)]
 pub struct Link {
     hello: Ask<Hello, ()>,
-    document: Ask<(Known, Duration), Patch>,
+    document: Ask<(Known, Duration), Patches>,
     report: Ask<Report, ()>,
     image: Ask<Uuid, ImageBytes>,
 }
@@ -33,7 +38,7 @@ fn ask<A, T: 'static, F: Future<Output = Result<T>> + Send + 'static>(
 }
 
 impl Link {
-    /// `document` waits at most the given time for something newer than what is known. `report` may answer
+    /// `document` goes on for at most the given time, with what is newer than what is known. `report` may answer
     /// `Conflict`: the plane wants everything again. `image` answers `NotFound` where there is none.
     pub fn new<H, D, R, I>(
         hello: impl Fn(Hello) -> H + Send + Sync + 'static,
@@ -43,7 +48,7 @@ impl Link {
     ) -> Link
     where
         H: Future<Output = Result<()>> + Send + 'static,
-        D: Future<Output = Result<Patch>> + Send + 'static,
+        D: Future<Output = Result<Patches>> + Send + 'static,
         R: Future<Output = Result<()>> + Send + 'static,
         I: Future<Output = Result<ImageBytes>> + Send + 'static,
     {
@@ -59,7 +64,7 @@ impl Link {
         (self.hello)(hello)
     }
 
-    pub fn document(&self, known: impl Into<Known>, wait: Duration) -> Answer<Patch> {
+    pub fn document(&self, known: impl Into<Known>, wait: Duration) -> Answer<Patches> {
         (self.document)((known.into(), wait))
     }
 

@@ -4,71 +4,85 @@
 //! them, and is told what changed between two of them. A node that was told by another plane has a revision of its own:
 //! it is told all that was touched since, whether it changed between ours or not, and the sum that comes of it.
 
-use super::set::{Deltas, Step, is_set};
+use super::set::Set;
 use base::node::{Generation, Known, Patch, Section, SectionKey};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::task::Waker;
 use store::Revision;
-use tokio::sync::Notify;
 
 /// Removed keys are forgotten when there are this many; nodes that are behind that get the whole document.
 const REMOVED_MAX: usize = 10_000;
 
 #[derive(Default)]
 pub struct Kept {
-    pub sections: BTreeMap<SectionKey, Arc<Section>>,
-    /// When each key last changed, removed ones included.
-    changed: BTreeMap<SectionKey, Revision>,
-    /// When each key was last touched, whatever came of it.
-    touched: BTreeMap<SectionKey, Revision>,
+    /// All but the sets.
+    sections: BTreeMap<SectionKey, Arc<Section>>,
     /// Sets, and since when the node has each.
     held: BTreeMap<SectionKey, Revision>,
+    /// When each key last changed, removed ones included; of sets the removed ones alone.
+    changed: BTreeMap<SectionKey, Revision>,
+    /// When each key that is no set was last touched, whatever came of it.
+    touched: BTreeMap<SectionKey, Revision>,
     /// When the set of keys changed last, or might have.
     recounted: Revision,
     /// Before this nothing is remembered.
     since: Revision,
+    /// Of what is remembered here; sets have their own.
     newest: Revision,
     /// The newest that the node is to be told of without more waiting: all but what is being gathered.
     due: Revision,
-    pub wake: Arc<Notify>,
+    /// Whoever waits to tell it.
+    listening: Vec<Waker>,
 }
 
-/// The changes of all sets.
-pub type Sets = HashMap<SectionKey, Deltas>;
+/// The sets that nodes hold.
+pub type Sets = HashMap<SectionKey, Set>;
 
 impl Kept {
-    pub fn new(at: Revision, wake: Arc<Notify>) -> Kept {
-        Kept { recounted: at, since: at, newest: at, due: at, wake, ..Kept::default() }
+    pub fn new(at: Revision, listening: Vec<Waker>) -> Kept {
+        Kept { recounted: at, since: at, newest: at, due: at, listening, ..Kept::default() }
     }
 
-    /// Takes the newest of a section. Returns whether it is to be told at once; nothing when it makes no difference.
-    pub fn put(
-        &mut self,
-        key: &SectionKey,
-        section: Option<&Arc<Section>>,
-        step: &Step,
-        at: Revision,
-    ) -> Option<bool> {
-        self.touched.insert(key.clone(), at);
-        if matches!(step, Step::Same) {
-            return None;
+    pub fn keys(&self) -> impl Iterator<Item = &SectionKey> {
+        self.sections.keys().chain(self.held.keys())
+    }
+
+    pub fn section(&self, key: &SectionKey) -> Option<&Arc<Section>> {
+        self.sections.get(key)
+    }
+
+    /// Takes the newest of a section that is no set.
+    pub fn put(&mut self, key: &SectionKey, section: Arc<Section>, at: Revision) {
+        self.sections.insert(key.clone(), section);
+        self.change(key, at);
+    }
+
+    /// From here on the node has a set.
+    pub fn hold(&mut self, key: &SectionKey, at: Revision) {
+        self.held.insert(key.clone(), at);
+        self.changed.remove(key);
+        self.newest = at;
+    }
+
+    /// A section or set is gone. Returns whether it was there.
+    pub fn remove(&mut self, key: &SectionKey, at: Revision) -> bool {
+        let was = self.sections.remove(key).is_some() | self.held.remove(key).is_some();
+        if was {
+            self.change(key, at);
         }
-        match section {
-            Some(section) => {
-                if is_set(key) && matches!(step, Step::Whole) {
-                    self.held.insert(key.clone(), at);
-                }
-                self.sections.insert(key.clone(), section.clone());
-            }
-            None => {
-                self.held.remove(key);
-                self.sections.remove(key);
-            }
-        }
+        was
+    }
+
+    fn change(&mut self, key: &SectionKey, at: Revision) {
         self.changed.insert(key.clone(), at);
         self.newest = at;
         self.trim();
-        Some(!(is_set(key) && matches!(step, Step::By(_))))
+    }
+
+    /// A section that is no set may be another than before.
+    pub fn touch(&mut self, key: &SectionKey, at: Revision) {
+        self.touched.insert(key.clone(), at);
     }
 
     /// The node may need other keys than before.
@@ -76,10 +90,27 @@ impl Kept {
         self.recounted = at;
     }
 
-    /// What is there may go out.
-    pub fn tell(&mut self) {
-        self.due = self.newest;
-        self.wake.notify_waiters();
+    /// What is there may go out, by those that are returned.
+    pub fn tell(&mut self, sets: &Sets) -> Vec<Waker> {
+        self.due = self.newest(sets);
+        self.wake()
+    }
+
+    /// `waker` is to be woken when there is something to tell.
+    pub fn listen(&mut self, waker: &Waker) {
+        if !self.listening.iter().any(|there| there.will_wake(waker)) {
+            self.listening.push(waker.clone());
+        }
+    }
+
+    pub fn wake(&mut self) -> Vec<Waker> {
+        std::mem::take(&mut self.listening)
+    }
+
+    /// When anything of it last changed.
+    pub fn newest(&self, sets: &Sets) -> Revision {
+        let of = |key| sets.get(key).map_or(0, Set::changed);
+        self.held.keys().map(of).fold(self.newest, Revision::max)
     }
 
     /// Whether there is nothing for a node that this process told last, but what is being gathered.
@@ -89,20 +120,34 @@ impl Kept {
 
     /// What changed since a revision that this process told, under `epoch`.
     pub fn since(&self, sets: &Sets, after: Revision, epoch: u64) -> Option<Patch> {
+        let newest = self.newest(sets);
+        let generation = Generation { epoch, revision: newest };
         if after < self.since {
-            return Some(self.whole(epoch));
+            return Some(self.whole(sets, generation));
         }
-        if after >= self.newest {
+        if after >= newest {
             return None;
         }
-        let mut patch = Patch { generation: Generation { epoch, revision: self.newest }, ..Patch::default() };
+        let mut patch = Patch { generation, ..Patch::default() };
         for (key, _) in self.changed.iter().filter(|(_, at)| **at > after) {
             match self.sections.get(key) {
-                Some(section) => self.tell_section(sets, after, key, section, &mut patch),
+                Some(section) => _ = patch.changed.insert(key.clone(), Section::clone(section)),
                 None => _ = patch.removed.insert(key.clone()),
             }
         }
+        self.tell_sets(sets, after, |set| set.changed() > after, &mut patch);
         Some(patch)
+    }
+
+    /// The sets that changed since a revision that this process told, each with its first step since then, where nothing
+    /// else did: two nodes of which this is the same are told the same.
+    pub fn shared(&self, sets: &Sets, after: Revision) -> Option<Vec<(SectionKey, Revision)>> {
+        if after < self.since || after < self.newest {
+            return None;
+        }
+        let held = self.held.keys().filter_map(|key| Some((key, sets.get(key)?)));
+        let changed = held.filter(|(_, set)| set.changed() > after);
+        changed.map(|(key, set)| Some((key.clone(), set.first_after(after)?))).collect()
     }
 
     /// What was touched since a revision that another plane told; `at`: how far this one has followed. `line`: the
@@ -112,50 +157,50 @@ impl Kept {
         if !line || after < self.since {
             // Another plane's, from before what is known here: it may be what there is.
             let same = known.sum.is_some_and(|sum| sum == self.sum(sets));
-            let nothing = Patch { generation: at, ..Patch::default() };
-            return if same { nothing } else { Patch { generation: at, ..self.whole(at.epoch) } };
+            return if same { Patch { generation: at, ..Patch::default() } } else { self.whole(sets, at) };
         }
         let mut patch = Patch { generation: at, sum: Some(self.sum(sets)), ..Patch::default() };
         for (key, _) in self.touched.iter().filter(|(_, at)| **at > after) {
             if let Some(section) = self.sections.get(key) {
-                self.tell_section(sets, after, key, section, &mut patch);
+                patch.changed.insert(key.clone(), Section::clone(section));
             }
         }
+        self.tell_sets(sets, after, |_| true, &mut patch);
         if self.recounted > after {
-            patch.keys = Some(self.sections.keys().cloned().collect());
+            patch.keys = Some(self.keys().cloned().collect());
         }
         patch
     }
 
-    fn tell_section(
-        &self,
-        sets: &Sets,
-        after: Revision,
-        key: &SectionKey,
-        section: &Arc<Section>,
-        patch: &mut Patch,
-    ) {
-        let held = self.held.get(key).is_some_and(|since| *since <= after);
-        match sets.get(key).filter(|_| held).and_then(|deltas| deltas.since(after)) {
-            Some(Some(elements)) => _ = patch.elements.insert(key.clone(), elements),
-            Some(None) => {}
-            None => _ = patch.changed.insert(key.clone(), Section::clone(section)),
+    /// Sets that the node did not have at `after`, and what came and went of those others that are `wanted`.
+    fn tell_sets(&self, sets: &Sets, after: Revision, wanted: impl Fn(&Set) -> bool, patch: &mut Patch) {
+        for (key, since) in &self.held {
+            let Some(set) = sets.get(key) else { continue };
+            let told = match *since <= after {
+                true if !wanted(set) => continue,
+                true => set.since(after),
+                false => None,
+            };
+            match told {
+                Some(Some(elements)) => _ = patch.elements.insert(key.clone(), elements),
+                Some(None) => {}
+                None => _ = patch.changed.insert(key.clone(), Section::clone(set.section())),
+            }
         }
     }
 
-    fn whole(&self, epoch: u64) -> Patch {
-        let sections = self.sections.iter().map(|(key, section)| (key.clone(), Section::clone(section)));
-        let generation = Generation { epoch, revision: self.newest };
-        Patch { generation, whole: true, changed: sections.collect(), ..Patch::default() }
+    fn whole(&self, sets: &Sets, generation: Generation) -> Patch {
+        let sections = self.sections.iter();
+        let held = self.held.keys().filter_map(|key| Some((key, sets.get(key)?.section())));
+        let changed = sections.chain(held).map(|(key, section)| (key.clone(), Section::clone(section)));
+        Patch { generation, whole: true, changed: changed.collect(), ..Patch::default() }
     }
 
     /// As `Document::sum` of it.
     fn sum(&self, sets: &Sets) -> u64 {
-        let of = |(key, section): (&SectionKey, &Arc<Section>)| match sets.get(key) {
-            Some(deltas) => deltas.sum(key, section),
-            None => section.sum(key),
-        };
-        self.sections.iter().map(of).fold(0, u64::wrapping_add)
+        let sections = self.sections.iter().map(|(key, section)| section.sum(key));
+        let held = self.held.keys().filter_map(|key| Some(sets.get(key)?.sum(key)));
+        sections.chain(held).fold(0, u64::wrapping_add)
     }
 
     fn trim(&mut self) {

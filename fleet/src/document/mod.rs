@@ -1,8 +1,9 @@
 //! Documents: each node's sections, kept up with the log. A change costs what it touches, not what exists.
 //!
 //! Property: patched equals built from scratch (`tests`). A shared section is rendered once for all who hold it. Of a
-//! set (`members`, `group`) neither is more looked at than what came and went, nor more told. A node that is new, or
-//! behind what is remembered, gets the whole document, unless the sum of what it has says that it has it.
+//! set (`members`, `group`) neither is more looked at than what came and went, nor more told; it is remembered once for
+//! all who hold it, and those with the same changes of sets alone are told the same line. A node that is new, or behind
+//! what is remembered, gets the whole document, unless the sum of what it has says that it has it.
 //!
 //! The documents of all nodes are kept by every plane, also by one that only follows: a node that comes to another
 //! plane after a switch is told what was touched since (`kept`).
@@ -19,11 +20,14 @@ mod set;
 mod tests;
 
 use base::node::{Document, Elements, Generation, Known, Patch, Section, SectionKey};
+use bytes::Bytes;
 use gathered::Gathered;
 use kept::{Kept, Line, Sets};
-use set::{Deltas, Step, is_set, together};
+use set::{Set, Step, is_set, together};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use store::{Cell, Entry, News, Revision, State, Watch};
 use tokio::sync::{Notify, watch};
@@ -95,13 +99,25 @@ struct Inner {
     at: Revision,
     line: Line,
     watch: Option<Watch>,
-    nodes: HashMap<String, Kept>,
+    nodes: HashMap<Name, Kept>,
     sets: Sets,
-    holders: HashMap<SectionKey, BTreeSet<String>>,
+    holders: HashMap<SectionKey, BTreeSet<Name>>,
     /// Nodes with changes that wait for others.
     gathered: Gathered,
+    /// Those are to be woken when this is no longer held.
+    awake: Vec<Waker>,
+    /// What nodes with the same changes of sets are told, and nothing else, up to now.
+    lines: HashMap<Changes, Bytes>,
 }
 
+/// By a generation, of which sets, and since when.
+type Changes = (Generation, Vec<(SectionKey, Revision)>);
+
+/// Of a node.
+type Name = Arc<str>;
+
+/// Lines that are remembered for others.
+const LINES_MAX: usize = 1_024;
 /// Changes of sets wait this long for others, twice as long after each time that others came, and so on.
 const GATHER: Duration = Duration::from_millis(20);
 const GATHER_MAX: Duration = Duration::from_millis(500);
@@ -119,6 +135,8 @@ impl Documents {
             sets: HashMap::new(),
             holders: HashMap::new(),
             gathered: Gathered::default(),
+            awake: Vec::new(),
+            lines: HashMap::new(),
         };
         Documents {
             cell,
@@ -131,6 +149,16 @@ impl Documents {
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().expect("no holder panics")
+    }
+
+    /// Works on what is kept, and wakes then whoever is to tell something of it.
+    fn change<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
+        let mut inner = self.inner();
+        let outcome = change(&mut inner);
+        let awake = std::mem::take(&mut inner.awake);
+        drop(inner);
+        awake.into_iter().for_each(Waker::wake);
+        outcome
     }
 
     /// Follows the log, for ever.
@@ -158,15 +186,16 @@ impl Documents {
                 news = watch.next() => news,
                 () = gathered => {
                     (gathering, told) = (None, Instant::now());
-                    telling = self.inner().tell_gathered();
+                    telling = self.change(Inner::tell_gathered);
                     continue;
                 }
                 room = room => {
-                    let mut inner = self.inner();
-                    if room.is_err() {
-                        inner.gathered.give_up();
-                    }
-                    telling = inner.tell_gathered();
+                    telling = self.change(|inner| {
+                        if room.is_err() {
+                            inner.gathered.give_up();
+                        }
+                        inner.tell_gathered()
+                    });
                     continue;
                 }
             };
@@ -192,21 +221,27 @@ impl Documents {
         for entry in entries {
             self.sources.iter().for_each(|source| touched.join((source.touched)(&state, entry)));
         }
-        let mut inner = self.inner();
-        inner.state = state.clone();
-        inner.at = revision;
-        entries.iter().for_each(|entry| inner.line.follow(entry.epoch, entry.revision));
-        let mut hosts = touched.hosts;
+        self.change(|inner| {
+            inner.state = state.clone();
+            inner.at = revision;
+            inner.lines.clear();
+            entries.iter().for_each(|entry| inner.line.follow(entry.epoch, entry.revision));
+            self.take(inner, &state, touched);
+        });
+    }
+
+    fn take(&self, inner: &mut Inner, state: &State, touched: Touched) {
+        let mut hosts: BTreeSet<Name> = touched.hosts.into_iter().map(Name::from).collect();
         for key in &touched.holders_of {
             hosts.extend(inner.holders.get(key).into_iter().flatten().cloned());
         }
         for host in hosts {
-            self.recount(&mut inner, &state, &host);
+            self.recount(inner, state, &host);
         }
         for key in &touched.keys {
             let Some(first) = inner.holders.get(key).and_then(BTreeSet::first) else { continue };
-            let section = self.render(&state, first, key);
-            inner.put_all(key, &mut Shared::new(section));
+            let section = self.render(state, first, key);
+            inner.put_all(key, Rendered::new(section));
         }
         for (key, elements) in touched.elements.into_iter().filter(|(key, _)| !touched.keys.contains(key)) {
             inner.put_elements(&key, elements);
@@ -214,18 +249,18 @@ impl Documents {
     }
 
     /// The set of keys of a node, again.
-    fn recount(&self, inner: &mut Inner, state: &State, host: &str) {
+    fn recount(&self, inner: &mut Inner, state: &State, host: &Name) {
         let at = inner.at;
         let Some(kept) = inner.nodes.get_mut(host) else { return };
         kept.recounted(at);
         let wanted = self.keys(state, host);
-        let held: BTreeSet<SectionKey> = kept.sections.keys().cloned().collect();
+        let held: BTreeSet<SectionKey> = kept.keys().cloned().collect();
         for key in held.difference(&wanted) {
-            inner.put(host, key, &mut Shared::new(None));
+            inner.put(host, key, &mut Rendered::new(None));
         }
         for key in wanted.difference(&held) {
             let section = inner.set(key).or_else(|| self.render(state, host, key));
-            inner.put(host, key, &mut Shared::new(section));
+            inner.put(host, key, &mut Rendered::new(section));
         }
     }
 
@@ -243,51 +278,51 @@ impl Documents {
 
     /// Everything from scratch, as after a gap in the log.
     fn restart(&self, state: Arc<State>) {
-        let mut inner = self.inner();
-        let waiting: Vec<(String, Arc<Notify>)> =
-            inner.nodes.drain().map(|(name, kept)| (name, kept.wake)).collect();
-        inner.holders.clear();
-        inner.sets.clear();
-        inner.state = state.clone();
-        inner.at = state.revision();
-        inner.line = Line::since(Generation { epoch: state.epoch(), revision: inner.at });
-        for (name, wake) in waiting {
-            self.build(&mut inner, &state, &name, wake.clone());
-            wake.notify_waiters();
-        }
+        self.change(|inner| {
+            let waiting: Vec<(Name, Vec<Waker>)> =
+                inner.nodes.drain().map(|(name, mut kept)| (name, kept.wake())).collect();
+            inner.holders.clear();
+            inner.sets.clear();
+            inner.lines.clear();
+            inner.state = state.clone();
+            inner.at = state.revision();
+            inner.line = Line::since(Generation { epoch: state.epoch(), revision: inner.at });
+            for (name, listening) in waiting {
+                self.build(inner, &state, name, listening);
+            }
+        });
     }
 
-    fn build(&self, inner: &mut Inner, state: &State, name: &str, wake: Arc<Notify>) {
-        inner.nodes.insert(name.into(), Kept::new(inner.at, wake));
-        for key in self.keys(state, name) {
-            let section = inner.set(&key).or_else(|| self.render(state, name, &key));
-            inner.put(name, &key, &mut Shared::new(section));
+    fn build(&self, inner: &mut Inner, state: &State, name: Name, listening: Vec<Waker>) {
+        inner.nodes.insert(name.clone(), Kept::new(inner.at, listening));
+        for key in self.keys(state, &name) {
+            let section = inner.set(&key).or_else(|| self.render(state, &name, &key));
+            inner.put(&name, &key, &mut Rendered::new(section));
         }
-        if let Some(kept) = inner.nodes.get_mut(name) {
-            kept.tell();
-        }
+        inner.tell(&name);
     }
 
     /// Builds the document of a node that nobody asked for yet, so that it is there when a node comes from another
     /// plane. Returns whether it was missing.
     pub fn keep(&self, name: &str) -> bool {
-        self.keep_in(&mut self.inner(), name)
+        self.change(|inner| self.keep_in(inner, name))
     }
 
     fn keep_in(&self, inner: &mut Inner, name: &str) -> bool {
         let missing = !inner.nodes.contains_key(name);
         if missing {
             let state = inner.state.clone();
-            self.build(inner, &state, name, Arc::default());
+            self.build(inner, &state, name.into(), Vec::new());
         }
         missing
     }
 
     /// Drops the documents of nodes that are gone. One that asks all the same has another built.
     pub fn forget(&self, gone: impl Fn(&str) -> bool) {
-        let mut inner = self.inner();
-        let names: Vec<String> = inner.nodes.keys().filter(|name| gone(name)).cloned().collect();
-        names.iter().for_each(|name| inner.forget(name));
+        self.change(|inner| {
+            let names: Vec<Name> = inner.nodes.keys().filter(|name| gone(name)).cloned().collect();
+            names.iter().for_each(|name| inner.forget(name));
+        });
     }
 
     /// What a node is told at a state, from scratch; nothing is remembered of it.
@@ -299,155 +334,223 @@ impl Documents {
         Document { generation, sections: sections.collect() }
     }
 
-    /// What a node is to be told now, if anything, and what wakes it.
-    fn due(&self, name: &str, known: Known, epoch: u64) -> (Option<Patch>, Arc<Notify>) {
-        let mut inner = self.inner();
-        self.keep_in(&mut inner, name);
-        let (kept, after) = (&inner.nodes[name], known.generation);
-        let patch = if after.epoch != epoch {
-            let at = Generation { epoch, revision: inner.at };
-            Some(kept.across(&inner.sets, known, inner.line.has(after), at))
-        } else if kept.is_waited_for(after.revision) {
-            None
-        } else {
-            kept.since(&inner.sets, after.revision, epoch)
-        };
-        (patch, kept.wake.clone())
-    }
-
     /// What changed since what is `known`, when something has, or after `wait`. `epoch`: that the cell is owned under.
     pub async fn after(&self, name: &str, known: Known, epoch: u64, wait: Duration) -> Patch {
         let deadline = Instant::now() + wait;
+        self.asks(name);
+        self.followed_to(known, epoch, deadline).await;
+        let due = poll_fn(|cx| self.poll(cx, name, known, epoch));
+        if let Ok(patch) = tokio::time::timeout_at(deadline, due).await {
+            return patch;
+        }
+        let inner = self.inner();
+        let kept = inner.nodes.get(name);
+        let patch = kept.and_then(|kept| kept.since(&inner.sets, known.generation.revision, epoch));
+        patch.unwrap_or(Patch { generation: known.generation, ..Patch::default() })
+    }
+
+    /// A node asks for more than it was told.
+    pub fn asks(&self, name: &str) {
         if self.inner().gathered.asks(name) {
             self.room.notify_one();
         }
-        let after = known.generation;
-        let ours = after.epoch == epoch;
-        if !ours {
-            // What another plane told may be ahead of what was followed here.
+    }
+
+    /// Waits for what another plane told: that may be ahead of what was followed here.
+    pub async fn followed_to(&self, known: Known, epoch: u64, deadline: Instant) {
+        if known.generation.epoch != epoch {
             let now = self.cell.read().revision();
             let _ =
                 tokio::time::timeout_at(deadline, self.followed.subscribe().wait_for(|at| *at >= now)).await;
         }
-        loop {
-            let (patch, wake) = self.due(name, known, epoch);
-            if let Some(patch) = patch {
-                return patch;
+    }
+
+    /// The same, as a line of JSON and what is known then. Of sets alone it is written once for all nodes.
+    pub fn poll_line(
+        &self,
+        cx: &Context<'_>,
+        name: &str,
+        known: Known,
+        epoch: u64,
+    ) -> Poll<(Generation, Bytes)> {
+        let shared = self.inner().shared_line(name, known.generation, epoch);
+        match shared {
+            Some(line) => Poll::Ready(line),
+            None => self.poll(cx, name, known, epoch).map(|patch| (patch.generation, line(&patch))),
+        }
+    }
+
+    /// Whether the node's document is kept.
+    pub fn has(&self, name: &str) -> bool {
+        self.inner().nodes.contains_key(name)
+    }
+
+    /// Polls again when a node is to be told something.
+    pub fn listen(&self, cx: &Context<'_>, name: &str) {
+        self.change(|inner| {
+            self.keep_in(inner, name);
+            inner.nodes.get_mut(name).expect("it is kept").listen(cx.waker());
+        });
+    }
+
+    /// There is something else to tell a node.
+    pub fn wake(&self, name: &str) {
+        self.change(|inner| {
+            let listening = inner.nodes.get_mut(name).map(Kept::wake);
+            inner.awake.extend(listening.into_iter().flatten());
+        });
+    }
+
+    /// The same for all nodes.
+    pub fn wake_all(&self) {
+        self.change(|inner| inner.awake.extend(inner.nodes.values_mut().flat_map(Kept::wake)));
+    }
+
+    /// What a node is to be told now that has what is `known`; it is polled again when that is something else.
+    pub fn poll(&self, cx: &Context<'_>, name: &str, known: Known, epoch: u64) -> Poll<Patch> {
+        let patch = self.change(|inner| {
+            self.keep_in(inner, name);
+            let at = Generation { epoch, revision: inner.at };
+            let (kept, after) = (inner.nodes.get_mut(name).expect("it is kept"), known.generation);
+            let patch = if after.epoch != epoch {
+                Some(kept.across(&inner.sets, known, inner.line.has(after), at))
+            } else if kept.is_waited_for(after.revision) {
+                None
+            } else {
+                kept.since(&inner.sets, after.revision, epoch)
+            };
+            if patch.is_none() {
+                kept.listen(cx.waker());
             }
-            let woken = wake.notified();
-            tokio::pin!(woken);
-            woken.as_mut().enable();
-            // What changed between the look and the ear is seen by looking once more.
-            if let (Some(patch), _) = self.due(name, known, epoch) {
-                return patch;
-            }
-            if tokio::time::timeout_at(deadline, woken).await.is_err() {
-                let inner = self.inner();
-                let kept = inner.nodes.get(name);
-                let patch = kept.and_then(|kept| kept.since(&inner.sets, after.revision, epoch));
-                return patch.unwrap_or(Patch { generation: after, ..Patch::default() });
+            patch
+        });
+        match patch {
+            Some(patch) => Poll::Ready(patch),
+            None => {
+                // It has taken what it was told.
+                self.asks(name);
+                Poll::Pending
             }
         }
     }
 }
 
-/// A section as it was rendered for all who hold it, and what that means for each version that there was.
-struct Shared {
+/// A section as it was rendered for all who hold it, and whether it is what there was, for each version of that.
+struct Rendered {
     section: Option<Arc<Section>>,
-    steps: Vec<(Arc<Section>, Step)>,
+    compared: Vec<(Arc<Section>, bool)>,
 }
 
-impl Shared {
-    fn new(section: Option<Arc<Section>>) -> Shared {
-        Shared { section, steps: Vec::new() }
-    }
-
-    /// A set that differs by elements, if they make a difference.
-    fn by(before: Arc<Section>, mut elements: Elements) -> Shared {
-        elements.retain_new(&before);
-        let mut after = Section::clone(&before);
-        elements.apply(&mut after);
-        match Step::by(elements, &after) {
-            Step::Same => Shared { section: Some(before.clone()), steps: vec![(before, Step::Same)] },
-            step => Shared { section: Some(Arc::new(after)), steps: vec![(before, step)] },
-        }
+impl Rendered {
+    fn new(section: Option<Arc<Section>>) -> Rendered {
+        Rendered { section, compared: Vec::new() }
     }
 
     /// Compared once for all holders of one version, who mostly are all.
-    fn step(&mut self, before: Option<&Arc<Section>>) -> Step {
-        let (before, after) = match (before, &self.section) {
-            (None, None) => return Step::Same,
-            (None, Some(_)) | (Some(_), None) => return Step::Whole,
-            (Some(before), Some(after)) => (before, after),
-        };
-        if let Some((_, step)) = self.steps.iter().find(|(version, _)| Arc::ptr_eq(version, before)) {
-            return step.clone();
+    fn is(&mut self, before: &Arc<Section>) -> bool {
+        if let Some((_, same)) = self.compared.iter().find(|(version, _)| Arc::ptr_eq(version, before)) {
+            return *same;
         }
-        let step = Step::between(before, after);
-        self.steps.push((before.clone(), step.clone()));
-        step
+        let same = self.section.as_ref() == Some(before);
+        self.compared.push((before.clone(), same));
+        same
     }
 }
 
+/// JSON with the end of a line.
+pub fn line(patch: &Patch) -> Bytes {
+    let mut line = serde_json::to_vec(patch).expect("patches are plain data");
+    line.push(b'\n');
+    line.into()
+}
+
 impl Inner {
-    /// A shared section as those have it who hold it already.
-    fn set(&self, key: &SectionKey) -> Option<Arc<Section>> {
-        let holder = self.holders.get(key).filter(|_| is_set(key))?.first()?;
-        self.nodes.get(holder)?.sections.get(key).cloned()
+    fn shared_line(&mut self, name: &str, after: Generation, epoch: u64) -> Option<(Generation, Bytes)> {
+        let kept = self.nodes.get(name).filter(|_| after.epoch == epoch)?;
+        if kept.is_waited_for(after.revision) {
+            return None;
+        }
+        let changed = kept.shared(&self.sets, after.revision).filter(|changed| !changed.is_empty())?;
+        let revision = kept.newest(&self.sets);
+        let key = (Generation { epoch, revision }, changed);
+        if let Some(line) = self.lines.get(&key) {
+            return Some((key.0, line.clone()));
+        }
+        let line = line(&kept.since(&self.sets, after.revision, epoch)?);
+        if self.lines.len() >= LINES_MAX {
+            self.lines.clear();
+        }
+        self.lines.insert(key.clone(), line.clone());
+        Some((key.0, line))
     }
 
-    /// What a log entry made of a set. All of it is remembered: a node from another plane may have what came and went
-    /// between two of our revisions.
+    /// A set as those have it who hold it already.
+    fn set(&self, key: &SectionKey) -> Option<Arc<Section>> {
+        self.sets.get(key).map(|set| set.section().clone())
+    }
+
+    /// What a log entry made of a set.
     fn put_elements(&mut self, key: &SectionKey, elements: Elements) {
-        let Some(before) = self.set(key).filter(|_| !elements.is_empty()) else { return };
-        let mut shared = Shared::by(before.clone(), elements.clone());
-        let at = self.at;
-        match shared.step(Some(&before)) {
-            Step::Whole => _ = self.sets.insert(key.clone(), Deltas::from(at)),
-            Step::Same | Step::By(_) => {
-                self.sets.entry(key.clone()).or_insert(Deltas::from(at)).add(at, Arc::new(elements));
-            }
-        }
-        self.put_to_holders(key, &mut shared);
+        let Some(set) = self.sets.get_mut(key).filter(|_| !elements.is_empty()) else { return };
+        let step = set.by(self.at, elements);
+        self.tell_holders(key, &step);
     }
 
     /// A section that was rendered again.
-    fn put_all(&mut self, key: &SectionKey, shared: &mut Shared) {
-        let first = self.holders.get(key).and_then(BTreeSet::first);
-        let before = first.and_then(|host| self.nodes.get(host)?.sections.get(key));
-        match shared.step(before) {
-            Step::By(elements) if is_set(key) => {
-                self.sets.entry(key.clone()).or_insert(Deltas::from(self.at)).add(self.at, elements)
+    fn put_all(&mut self, key: &SectionKey, mut rendered: Rendered) {
+        match (self.sets.get_mut(key), &rendered.section) {
+            (Some(set), Some(section)) => {
+                let step = set.to(self.at, section.clone());
+                self.tell_holders(key, &step);
             }
-            Step::Whole if is_set(key) => _ = self.sets.insert(key.clone(), Deltas::from(self.at)),
-            Step::Same | Step::By(_) | Step::Whole => {}
+            _ => {
+                let holders = self.holders.get(key).cloned().unwrap_or_default();
+                holders.iter().for_each(|host| self.put(host, key, &mut rendered));
+            }
         }
-        self.put_to_holders(key, shared);
     }
 
-    fn put_to_holders(&mut self, key: &SectionKey, shared: &mut Shared) {
-        let holders: Vec<String> = self.holders.get(key).into_iter().flatten().cloned().collect();
-        holders.iter().for_each(|host| self.put(host, key, shared));
+    /// Changes of sets wait for others; a set that is another is told at once.
+    fn tell_holders(&mut self, key: &SectionKey, step: &Step) {
+        let Some(holders) = self.holders.get(key) else { return };
+        match step {
+            Step::Same => {}
+            Step::By(_) => self.gathered.insert_all(holders),
+            Step::Whole => holders.clone().iter().for_each(|host| self.tell(host)),
+        }
     }
 
-    fn put(&mut self, host: &str, key: &SectionKey, shared: &mut Shared) {
+    /// The newest of a section for a node. A set that it has already is none of these.
+    fn put(&mut self, host: &Name, key: &SectionKey, rendered: &mut Rendered) {
         let at = self.at;
         let Some(kept) = self.nodes.get_mut(host) else { return };
-        let step = shared.step(kept.sections.get(key));
-        let Some(at_once) = kept.put(key, shared.section.as_ref(), &step, at) else { return };
-        if at_once {
-            kept.tell();
-        } else {
-            self.gathered.insert(host.into());
+        if !is_set(key) {
+            kept.touch(key, at);
         }
-        match shared.section {
-            Some(_) => {
-                self.holders.entry(key.clone()).or_default().insert(host.into());
-                if is_set(key) {
-                    self.sets.entry(key.clone()).or_insert(Deltas::from(at));
-                }
+        match rendered.section.clone() {
+            Some(section) if is_set(key) => {
+                self.sets.entry(key.clone()).or_insert_with(|| Set::new(section, at));
+                kept.hold(key, at);
             }
-            None => self.let_go(host, key),
+            Some(section) => match kept.section(key).is_some_and(|before| rendered.is(before)) {
+                true => return,
+                false => kept.put(key, section, at),
+            },
+            None => {
+                if kept.remove(key, at) {
+                    self.let_go(host, key);
+                    self.tell(host);
+                }
+                return;
+            }
+        }
+        self.holders.entry(key.clone()).or_default().insert(host.clone());
+        self.tell(host);
+    }
+
+    fn tell(&mut self, host: &str) {
+        if let Some(kept) = self.nodes.get_mut(host) {
+            self.awake.extend(kept.tell(&self.sets));
         }
     }
 
@@ -461,17 +564,15 @@ impl Inner {
     }
 
     fn forget(&mut self, host: &str) {
-        let Some(kept) = self.nodes.remove(host) else { return };
-        kept.sections.keys().for_each(|key| self.let_go(host, key));
-        kept.wake.notify_waiters();
+        let Some(mut kept) = self.nodes.remove(host) else { return };
+        kept.keys().for_each(|key| self.let_go(host, key));
+        self.awake.extend(kept.wake());
     }
 
     /// Until when those that were told are waited for, where others wait for them.
     fn tell_gathered(&mut self) -> Option<Instant> {
         while let Some(host) = self.gathered.next() {
-            if let Some(kept) = self.nodes.get_mut(&host) {
-                kept.tell();
-            }
+            self.tell(&host);
         }
         (!self.gathered.is_empty()).then(|| Instant::now() + gathered::TOLD_WAIT)
     }

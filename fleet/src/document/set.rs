@@ -1,7 +1,7 @@
 //! Sets among the sections (`members`, `group`): how one version follows from another, by elements.
 //!
-//! All who hold a set have the same version of it, so its changes are remembered once, and what they come to for nodes
-//! that have the same one is put together once.
+//! All who hold a set have the same version of it, so it and its changes are remembered once, whatever the number of
+//! its holders, and what they come to for nodes that have the same one is put together once.
 //!
 //! Limits: `DELTAS_MAX` changes of a set are remembered; a change of more than half of a set is a new set; `JOINED_MAX`.
 
@@ -18,23 +18,68 @@ const JOINED_MAX: usize = 64;
 /// Up to this many elements a change is told as one; above, up to half of the set.
 const DELTA_SIZE_MIN: usize = 16;
 
-/// The last changes of a set.
-pub struct Deltas {
+/// A set as its holders have it, and its last changes.
+pub struct Set {
+    section: Arc<Section>,
+    /// When it last became another.
+    changed: Revision,
     /// Whoever has the set as of this revision gets from there by `steps`.
     from: Revision,
     steps: VecDeque<(Revision, Arc<Elements>)>,
     /// What steps come to from one on, by its revision, where a node asked for it.
     joined: RefCell<HashMap<Revision, Elements>>,
-    /// Of the newest version, where it was asked for.
+    /// Of `section`, where it was asked for.
     sum: Cell<Option<u64>>,
 }
 
-impl Deltas {
-    pub fn from(from: Revision) -> Deltas {
-        Deltas { from, steps: VecDeque::new(), joined: RefCell::default(), sum: Cell::default() }
+impl Set {
+    pub fn new(section: Arc<Section>, at: Revision) -> Set {
+        let (steps, joined, sum) = (VecDeque::new(), RefCell::default(), Cell::default());
+        Set { section, changed: at, from: at, steps, joined, sum }
     }
 
-    pub fn add(&mut self, at: Revision, elements: Arc<Elements>) {
+    pub fn section(&self) -> &Arc<Section> {
+        &self.section
+    }
+
+    pub fn changed(&self) -> Revision {
+        self.changed
+    }
+
+    /// What a log entry made of it. All of that is remembered: a node from another plane may have what came and went
+    /// between two of our revisions.
+    pub fn by(&mut self, at: Revision, elements: Elements) -> Step {
+        let mut new = elements.clone();
+        new.retain_new(&self.section);
+        let mut after = Section::clone(&self.section);
+        new.apply(&mut after);
+        let step = Step::by(new, &after);
+        match step {
+            Step::Whole => *self = Set::new(Arc::new(after), at),
+            Step::By(_) => {
+                (self.section, self.changed) = (Arc::new(after), at);
+                self.add(at, Arc::new(elements));
+            }
+            Step::Same => self.add(at, Arc::new(elements)),
+        }
+        step
+    }
+
+    /// It was rendered again.
+    pub fn to(&mut self, at: Revision, after: Arc<Section>) -> Step {
+        let step = Step::between(&self.section, &after);
+        match &step {
+            Step::Whole => *self = Set::new(after, at),
+            Step::By(elements) => {
+                (self.section, self.changed) = (after, at);
+                self.add(at, elements.clone());
+            }
+            Step::Same => {}
+        }
+        step
+    }
+
+    fn add(&mut self, at: Revision, elements: Arc<Elements>) {
         self.joined.get_mut().clear();
         self.sum.take();
         self.steps.push_back((at, elements));
@@ -65,9 +110,15 @@ impl Deltas {
         Some(Some(all.clone()))
     }
 
-    /// `Section::sum` of the newest version.
-    pub fn sum(&self, key: &SectionKey, newest: &Section) -> u64 {
-        let sum = self.sum.get().unwrap_or_else(|| newest.sum(key));
+    /// The first step after a revision; nothing when that is not remembered, or there is none.
+    pub fn first_after(&self, after: Revision) -> Option<Revision> {
+        let first = self.steps.partition_point(|(at, _)| *at <= after);
+        self.steps.get(first).filter(|_| after >= self.from).map(|(at, _)| *at)
+    }
+
+    /// `Section::sum` of it.
+    pub fn sum(&self, key: &SectionKey) -> u64 {
+        let sum = self.sum.get().unwrap_or_else(|| self.section.sum(key));
         self.sum.set(Some(sum));
         sum
     }
@@ -185,23 +236,31 @@ mod tests {
 
     #[test]
     fn what_is_remembered_of_a_set_says_how_far_back() {
-        let mut deltas = Deltas::from(10);
-        deltas.add(12, Arc::new(elements(&(&[1], &[]))));
-        deltas.add(15, Arc::new(elements(&(&[2], &[1]))));
-        assert_eq!(deltas.since(9), None);
-        assert_eq!(deltas.since(10), Some(Some(elements(&(&[2], &[1])))));
-        assert_eq!(deltas.since(13), Some(Some(elements(&(&[2], &[1])))));
-        assert_eq!(deltas.since(14), Some(Some(elements(&(&[2], &[1])))), "as before");
-        assert_eq!(deltas.sum(&KEY, &section(&[2])), section(&[2]).sum(&KEY));
-        assert_eq!(deltas.since(15), Some(None));
-        deltas.add(16, Arc::new(elements(&(&[1], &[2]))));
-        assert_eq!(deltas.since(14), Some(Some(elements(&(&[1], &[1, 2])))), "one more came");
-        assert_eq!(deltas.sum(&KEY, &section(&[1])), section(&[1]).sum(&KEY));
+        let mut set = Set::new(Arc::new(section(&[])), 10);
+        let by = |set: &mut Set, at, told: (&[u8], &[u8])| set.by(at, elements(&told));
+        by(&mut set, 12, (&[1], &[]));
+        by(&mut set, 15, (&[2], &[1]));
+        assert_eq!(set.since(9), None);
+        assert_eq!(set.since(10), Some(Some(elements(&(&[2], &[1])))));
+        assert_eq!(set.since(13), Some(Some(elements(&(&[2], &[1])))));
+        assert_eq!(set.since(14), Some(Some(elements(&(&[2], &[1])))), "as before");
+        assert_eq!((set.sum(&KEY), &**set.section()), (section(&[2]).sum(&KEY), &section(&[2])));
+        assert_eq!(set.since(15), Some(None));
+        by(&mut set, 16, (&[1], &[2]));
+        assert_eq!(set.since(14), Some(Some(elements(&(&[1], &[1, 2])))), "one more came");
+        assert_eq!(set.sum(&KEY), section(&[1]).sum(&KEY));
+        assert!(matches!(by(&mut set, 17, (&[1], &[])), Step::Same));
+        assert_eq!((set.changed(), set.since(16)), (16, Some(Some(elements(&(&[1], &[]))))));
         for n in 0..DELTAS_MAX as u64 {
-            deltas.add(20 + n, Arc::new(elements(&(&[3], &[]))));
+            by(&mut set, 20 + n, (&[3 + (n % 2) as u8], &[]));
         }
-        assert_eq!(deltas.since(14), None);
-        assert_eq!(deltas.since(15), None);
-        assert!(deltas.since(16).is_some());
+        assert_eq!(set.since(16), None);
+        assert!(set.since(17).is_some());
+        let many: Vec<u8> = (0..100).collect();
+        assert!(matches!(set.to(2_000, Arc::new(section(&many))), Step::Whole));
+        assert_eq!((set.since(1_999), set.since(2_000)), (None, Some(None)));
+        assert!(matches!(set.to(2_001, Arc::new(section(&many))), Step::Same));
+        assert!(matches!(set.to(2_002, Arc::new(section(&many[1..]))), Step::By(_)));
+        assert_eq!((set.changed(), set.since(2_000)), (2_002, Some(Some(elements(&(&[], &[0]))))));
     }
 }

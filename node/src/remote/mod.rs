@@ -5,19 +5,21 @@
 //! A connection that is lost is made again with the next question; `agent` spaces those out. The plane is held to the
 //! certificate of its cell's authority and to nothing else: neither its address nor a public authority counts.
 //!
-//! Limits: `CONNECT_MAX` for a connection, `PING_MAX` without a sign of life on it, `DOCUMENT_BYTES_MAX` of an answer.
+//! Limits: `CONNECT_MAX` for a connection, `PING_MAX` without a sign of life on it, `DOCUMENT_BYTES_MAX` of a
+//! patch.
 
 mod credentials;
+mod patches;
 mod tls;
 
 pub use credentials::Credentials;
 
-use crate::{ImageBytes, Link, Node};
+use crate::{ImageBytes, Link, Node, Patches};
 use base::join::{
-    ANSWERS, Answer, Ask, Certificate, DOCUMENT, HELLO, IMAGES, JOIN, Join, Joined, NODE, Outcome, PROGRAMS,
-    QUESTIONS, Question, RENEW, REPORT, Renew, Token,
+    ANSWERS, Answer, Ask, Certificate, DOCUMENT, FOLLOW, HELLO, IMAGES, JOIN, Join, Joined, NODE, Outcome,
+    PROGRAMS, QUESTIONS, Question, RENEW, REPORT, Renew, Token,
 };
-use base::node::{DOCUMENT_WAIT_MAX, Known, Patch};
+use base::node::{DOCUMENT_WAIT_MAX, Known};
 use base::pass::{self, Next, Pass};
 use base::{Error, Kind, Result, Timestamp};
 use bytes::Bytes;
@@ -163,14 +165,17 @@ impl Remote {
         pass::run(QuestionsAnswered { plane: self.clone(), node: node.clone() }, &Notify::new()).await;
     }
 
-    async fn document(&self, known: Known, wait: Duration) -> Result<Patch> {
+    async fn document(&self, known: Known, wait: Duration) -> Result<Patches> {
         let (after, sum) =
             (known.generation, known.sum.map(|sum| format!("&sum={sum:x}")).unwrap_or_default());
         let order = known.order.map(|at| format!("&order={}", at.0)).unwrap_or_default();
         let wait_ms = wait.as_millis();
-        let path =
-            format!("{DOCUMENT}?after={}.{}&wait_ms={wait_ms}{sum}{order}", after.epoch, after.revision);
-        read(self.ask(Method::GET, &path, Bytes::new(), wait + ANSWER_MAX).await?, DOCUMENT_BYTES_MAX).await
+        let path = format!(
+            "{DOCUMENT}?after={}.{}&wait_ms={wait_ms}{sum}{order}&{FOLLOW}=1",
+            after.epoch, after.revision
+        );
+        let answer = self.ask(Method::GET, &path, Bytes::new(), wait + ANSWER_MAX).await?;
+        Ok(patches::of(answer.into_body(), DOCUMENT_BYTES_MAX))
     }
 
     async fn image(&self, id: Uuid) -> Result<ImageBytes> {
