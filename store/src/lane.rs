@@ -108,6 +108,8 @@ pub(crate) struct Lane {
     drawn: u64,
     open: Open,
     in_flight: Option<InFlight>,
+    /// Answers that need wait for nothing any more: the next batch is sent first.
+    ready: Vec<(Answer, Result<Boxed>)>,
     /// What the driver shall append next.
     outbox: Option<Arc<Batch>>,
     lost: Option<Lost>,
@@ -133,6 +135,7 @@ impl Lane {
             drawn: 0,
             open: Open::default(),
             in_flight: None,
+            ready: Vec::new(),
             outbox: None,
             lost: None,
         }
@@ -313,7 +316,7 @@ impl Lane {
         self.in_flight = Some(InFlight { batch, answers, mutations, state, again: false });
     }
 
-    /// An append that was sent at `sent` has ended.
+    /// An append that was sent at `sent` has ended; `answer` follows.
     pub fn appended(&mut self, sent: Duration, outcome: Append) {
         let Some(mut flight) = self.in_flight.take() else { return };
         match outcome {
@@ -324,7 +327,7 @@ impl Lane {
                 }
                 let entries = flight.batch.entries.iter().map(|(entry, _)| entry.clone());
                 self.shared.published.publish(flight.state, entries.collect());
-                flight.answers.into_iter().for_each(|(answer, result)| answer(result));
+                self.ready = flight.answers;
             }
             Append::NoRoom(why) => {
                 tracing::error!("the store has no room, changes are refused: {why}");
@@ -354,6 +357,11 @@ impl Lane {
                 self.lose(Lost::Broken);
             }
         }
+    }
+
+    /// Tells those whose batch is durable. It wakes a lot of them, which the engine need not wait for.
+    pub fn answer(&mut self) {
+        self.ready.drain(..).for_each(|(answer, result)| answer(result));
     }
 
     /// A renewal that was sent at `sent` has ended.
