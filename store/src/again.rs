@@ -98,11 +98,11 @@ impl Done {
     ///
     /// Errors: `Conflict` when that is no longer known; the change stands.
     pub fn answer<T>(self, f: &dyn Fn(&mut Tx) -> Result<T>) -> Result<T> {
-        let Some((entry, before)) = self.0 else { return Err(forgotten()) };
-        let mut derived = before.derive();
-        let mut tx = Tx::begin(before, &mut derived, entry.time, entry.seed);
+        let Some((entry, mut state)) = self.0 else { return Err(forgotten()) };
+        let mut derived = state.derive();
+        let mut tx = Tx::begin(&mut state, &mut derived, entry.time, entry.seed);
         let value = f(&mut tx).map_err(|error| forgotten().because(error))?;
-        let (state, changes) = tx.finish();
+        let (changes, _) = tx.finish();
         let same = changes.len() == entry.changes.len()
             && changes.iter().zip(&entry.changes).all(|(a, b)| a.same(b, &state.schema));
         if same { Ok(value) } else { Err(forgotten()) }

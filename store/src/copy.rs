@@ -115,7 +115,7 @@ impl Copy<'_> {
                 }),
             )?;
             let kind = self.kind(kind);
-            changes.push(Change { slot: 0, kind, key: key.into(), before: None, after: None });
+            changes.push(Change { slot: 0, kind, key: key.into(), before: None, after: None, unknown: None });
         }
         let encoded: Encoded = encoder.end();
         let entry = Entry { revision, epoch: self.head.epoch, time, seed: 0, cause, changes };

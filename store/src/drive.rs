@@ -268,6 +268,8 @@ fn run(mut lane: Lane, life: &mut Life, appender: mpsc::Sender<Arc<Batch>>) -> (
             Some(Message::Appended(sent, outcome)) => {
                 lane.appended(sent, outcome);
                 lane.dispatch();
+                send(&mut lane, &appender);
+                lane.answer();
             }
             Some(Message::Renewed(sent, outcome)) => lane.renewed(sent, outcome),
             Some(Message::Current(asked)) => life.currents.push(asked),
@@ -291,6 +293,7 @@ fn send(lane: &mut Lane, appender: &mpsc::Sender<Arc<Batch>>) {
     if let Some(batch) = lane.take_batch()
         && appender.send(batch).is_err()
     {
+        // Refused, so nothing is to be answered.
         lane.appended(Duration::ZERO, Append::Refused("the engine's thread has ended".into()));
     }
 }
@@ -345,6 +348,7 @@ impl Steps {
     pub fn appended(&mut self) -> bool {
         let Some((sent, outcome)) = self.ended.take() else { return false };
         self.lane.appended(sent, outcome);
+        self.lane.answer();
         true
     }
 

@@ -4,14 +4,12 @@
 //! waits until the follower has what was durable when the read arrived; one question to the engine answers all reads
 //! that wait. A follower that stands by takes the cell when it may.
 
-use crate::copy;
 use crate::engine::{Engine, Tail};
-use crate::format::{FIRST, Format};
 use crate::lane::{Lane, Shared};
 use crate::lease::{Candidate, Losses, Sign};
+use crate::load::load;
 use crate::log::{Entry, Revision, Written};
 use crate::record::Derived;
-use crate::record::Record;
 use crate::state::State;
 use crate::watch::DONE_MAX;
 use base::secret::with_cipher;
@@ -71,30 +69,7 @@ impl Follower {
     }
 
     fn reload(&mut self) -> Result<()> {
-        let mut state = State::empty(self.shared.schema.clone());
-        // A record that cannot be read may be of a later format, which then says more.
-        let (mut format, mut failed) = (FIRST, Ok(()));
-        let head = with_cipher(&self.shared.cipher, || {
-            self.engine.images(&mut |kind, _, body| {
-                if kind == Format::KIND {
-                    let read = serde_json::from_slice::<Format>(body);
-                    format =
-                        read.map_err(|e| Error::internal("the format cannot be read").because(e))?.number;
-                }
-                match self.shared.schema.slot_named(kind) {
-                    None if kind == copy::UNFINISHED => return Err(copy::unfinished()),
-                    Some(slot) => {
-                        let loaded = state.load(slot, body).map(drop);
-                        failed = std::mem::replace(&mut failed, Ok(())).and(loaded);
-                    }
-                    // A kind of a newer version: the engine keeps it, we let it be.
-                    None => {}
-                }
-                Ok(())
-            })
-        })?;
-        self.shared.schema.check_format(format)?;
-        failed?;
+        let (mut state, head) = load(&self.shared, &mut *self.engine)?;
         (state.revision, state.epoch, state.time) = (head.revision, head.epoch, head.time);
         self.derived = state.derive();
         self.shared.published.restart(state.clone());
@@ -161,9 +136,8 @@ impl Follower {
                 Tail::Entries(entries) => {
                     let mut followed = Vec::with_capacity(entries.len());
                     for logged in entries {
-                        let before = self.state.clone();
                         let entry = self.apply(logged.revision, logged.epoch, &logged.body)?;
-                        followed.push((Arc::new(entry), before));
+                        followed.push(Arc::new(entry));
                     }
                     self.shared.published.publish(self.state.clone(), followed);
                 }

@@ -73,8 +73,6 @@ impl Job {
 #[derive(Default)]
 struct Open {
     entries: Vec<(Arc<Entry>, Encoded)>,
-    /// The states that they came upon.
-    before: Vec<State>,
     bytes: usize,
     answers: Vec<(Answer, Result<Boxed>)>,
     /// For whom the entries are.
@@ -84,7 +82,6 @@ struct Open {
 /// What the engine has or has not.
 struct InFlight {
     batch: Arc<Batch>,
-    before: Vec<State>,
     answers: Vec<(Answer, Result<Boxed>)>,
     mutations: HashSet<String>,
     state: State,
@@ -111,6 +108,8 @@ pub(crate) struct Lane {
     drawn: u64,
     open: Open,
     in_flight: Option<InFlight>,
+    /// Answers that need wait for nothing any more: the next batch is sent first.
+    ready: Vec<(Answer, Result<Boxed>)>,
     /// What the driver shall append next.
     outbox: Option<Arc<Batch>>,
     lost: Option<Lost>,
@@ -136,6 +135,7 @@ impl Lane {
             drawn: 0,
             open: Open::default(),
             in_flight: None,
+            ready: Vec::new(),
             outbox: None,
             lost: None,
         }
@@ -216,7 +216,7 @@ impl Lane {
         let now = (self.shared.options.clock)().max(self.working.time);
         let seed = self.draw();
         let rehearsed = self.shared.options.twice.then(|| self.rehearse(job, now, seed));
-        let mut tx = Tx::begin(self.working.clone(), &mut self.derived, now, seed);
+        let mut tx = Tx::begin(&mut self.working, &mut self.derived, now, seed);
         let ended = run(job, &mut tx);
         if let Some(first) = rehearsed {
             let second = told(&self.shared, &ended, &tx.changes);
@@ -238,35 +238,32 @@ impl Lane {
             tx.abort();
             return Err(Error::too_large(format!("The change is larger than {TX_RECORDS_MAX} records.")));
         }
-        let (mut state, changes) = tx.finish();
+        let (changes, done) = tx.finish();
         if changes.is_empty() {
             return Ok(value);
         }
-        state.revision += 1;
-        state.time = now;
-        let (revision, epoch) = (state.revision, state.epoch);
+        let (revision, epoch) = (self.working.revision + 1, self.working.epoch);
         let entry = Entry { revision, epoch, time: now, seed, cause: job.cause.clone(), changes };
-        match self.encode(&entry, &state) {
+        match self.encode(&entry) {
             Ok(encoded) => {
+                (self.working.revision, self.working.time) = (revision, now);
                 self.open.bytes += encoded.body.len();
                 if job.until.is_some() {
                     self.open.mutations.insert(job.cause.mutation.clone());
                 }
                 self.open.entries.push((Arc::new(entry), encoded));
-                self.open.before.push(std::mem::replace(&mut self.working, state));
                 Ok(value)
             }
             Err(error) => {
+                self.working.undo(done);
                 self.revert(&entry.changes);
                 Err(error)
             }
         }
     }
 
-    fn encode(&self, entry: &Entry, state: &State) -> Result<Encoded> {
-        let encoded = with_cipher(&self.shared.cipher, || {
-            entry.encode(&self.shared.schema, |slot, key| state.tables[slot].unknown(key))
-        })?;
+    fn encode(&self, entry: &Entry) -> Result<Encoded> {
+        let encoded = with_cipher(&self.shared.cipher, || entry.encode(&self.shared.schema))?;
         if encoded.body.len() > TX_BYTES_MAX {
             return Err(Error::too_large(format!("The change is larger than {TX_BYTES_MAX} bytes.")));
         }
@@ -281,7 +278,7 @@ impl Lane {
 
     /// Runs the transaction and takes it back: what it did, to be compared with the run that counts.
     fn rehearse(&mut self, job: &Job, now: Timestamp, seed: u128) -> String {
-        let mut tx = Tx::begin(self.working.clone(), &mut self.derived, now, seed);
+        let mut tx = Tx::begin(&mut self.working, &mut self.derived, now, seed);
         let ended = run(job, &mut tx);
         let told = told(&self.shared, &ended, &tx.changes);
         tx.abort();
@@ -303,7 +300,7 @@ impl Lane {
         if self.in_flight.is_some() {
             return;
         }
-        let Open { entries, before, answers, mutations, .. } = std::mem::take(&mut self.open);
+        let Open { entries, answers, mutations, .. } = std::mem::take(&mut self.open);
         if entries.is_empty() {
             let owns = self.owns();
             for (answer, result) in answers {
@@ -316,10 +313,10 @@ impl Lane {
         let batch = Arc::new(Batch { id, epoch: self.working.epoch, previous, entries });
         self.outbox = Some(batch.clone());
         let state = self.working.clone();
-        self.in_flight = Some(InFlight { batch, before, answers, mutations, state, again: false });
+        self.in_flight = Some(InFlight { batch, answers, mutations, state, again: false });
     }
 
-    /// An append that was sent at `sent` has ended.
+    /// An append that was sent at `sent` has ended; `answer` follows.
     pub fn appended(&mut self, sent: Duration, outcome: Append) {
         let Some(mut flight) = self.in_flight.take() else { return };
         match outcome {
@@ -329,8 +326,8 @@ impl Lane {
                     self.shared.lease.confirmed(sent);
                 }
                 let entries = flight.batch.entries.iter().map(|(entry, _)| entry.clone());
-                self.shared.published.publish(flight.state, entries.zip(flight.before).collect());
-                flight.answers.into_iter().for_each(|(answer, result)| answer(result));
+                self.shared.published.publish(flight.state, entries.collect());
+                self.ready = flight.answers;
             }
             Append::NoRoom(why) => {
                 tracing::error!("the store has no room, changes are refused: {why}");
@@ -360,6 +357,11 @@ impl Lane {
                 self.lose(Lost::Broken);
             }
         }
+    }
+
+    /// Tells those whose batch is durable. It wakes a lot of them, which the engine need not wait for.
+    pub fn answer(&mut self) {
+        self.ready.drain(..).for_each(|(answer, result)| answer(result));
     }
 
     /// A renewal that was sent at `sent` has ended.

@@ -20,9 +20,15 @@ pub mod format;
 mod index;
 mod lane;
 pub mod lease;
+mod load;
 mod log;
 mod record;
 mod state;
+mod table;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;
+mod trail;
 mod trial;
 mod tx;
 mod watch;

@@ -77,6 +77,8 @@ pub struct Change {
     pub key: Box<str>,
     pub(crate) before: Option<Image>,
     pub(crate) after: Option<Image>,
+    /// What a newer version wrote beside the fields of `after` that this one knows.
+    pub(crate) unknown: Option<Arc<Value>>,
 }
 
 impl Change {
@@ -209,17 +211,12 @@ impl Encoder {
 
 impl Entry {
     /// The entry's JSON (`Written`), with the unknown fields that a newer version wrote.
-    pub(crate) fn encode(
-        &self,
-        schema: &Schema,
-        unknown: impl Fn(usize, &str) -> Option<Arc<Value>>,
-    ) -> Result<Encoded> {
+    pub(crate) fn encode(&self, schema: &Schema) -> Result<Encoded> {
         let mut encoder = Encoder::begin(self.time, self.seed, &self.cause)?;
         for change in &self.changes {
             let render = change.after.as_ref().map(|image| {
                 |body: &mut Vec<u8>| {
-                    let unknown = unknown(change.slot, &change.key);
-                    schema.kinds[change.slot].render(&**image, unknown.as_deref(), body)
+                    schema.kinds[change.slot].render(&**image, change.unknown.as_deref(), body)
                 }
             });
             encoder.push(change.kind, &change.key, render)?;

@@ -2,7 +2,7 @@
 
 use crate::format::Formats;
 use crate::index::Index;
-use crate::state::{AnyTable, Table};
+use crate::table::{AnyTable, Table};
 use base::id::ProjectId;
 use base::{Error, Result};
 use serde::Serialize;

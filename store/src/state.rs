@@ -1,12 +1,13 @@
 //! Tables and indexes: ordered persistent maps, so that a snapshot is a pointer and a reader never waits.
 
-use crate::index::{Index, IndexKey, IndexPart};
-use crate::log::{Change, Revision};
+use crate::index::{Index, IndexPart};
+use crate::log::{Change, Entry, Revision};
 use crate::record::{Derived, Image, Record, Schema};
+use crate::table::{Amounts, AnyTable, Read, Table, amounts};
 use crate::tx::Broken;
 use base::id::ProjectId;
 use base::{Error, Result, Timestamp};
-use imbl::{OrdMap, OrdSet};
+use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -62,7 +63,8 @@ impl State {
     pub fn by<R: Record>(&self, index: &Index<R>, key: impl IndexPart) -> impl Iterator<Item = &Arc<R>> + '_ {
         let table = self.table::<R>();
         let key = key.key();
-        table.indexes[position(index)]
+        table
+            .index(position(index))
             .range((key.clone(), None)..)
             .take_while(move |(k, _)| *k == key)
             .filter_map(|(_, primary)| primary.as_ref())
@@ -76,7 +78,7 @@ impl State {
 
     /// The last revision that changed a table: what was computed from it since then still holds.
     pub fn changed_at<R: Record>(&self) -> Revision {
-        self.table::<R>().changed
+        self.table::<R>().changed()
     }
 
     pub fn count<R: Record>(&self) -> usize {
@@ -99,57 +101,80 @@ impl State {
         Arc::get_mut(&mut self.tables[slot]).expect("a fresh clone has one owner")
     }
 
-    pub(crate) fn put<R: Record>(&mut self, record: Arc<R>) -> Result<Option<Arc<R>>, Broken> {
-        let (slot, revision) = (self.schema.slot::<R>(), self.revision + 1);
-        let table =
-            self.table_mut(slot).as_any_mut().downcast_mut::<Table<R>>().expect("the slot fixes the type");
+    /// Puts a record, with what a newer version wrote beside the one before it.
+    pub(crate) fn put<R: Record>(&mut self, record: Arc<R>) -> Result<Undo, Broken> {
+        let (slot, revision, new) = (self.schema.slot::<R>(), self.revision + 1, amounts(&*record));
+        let table = self.typed_mut::<R>(slot);
         let before = table.put(record.clone())?;
-        table.changed = revision;
-        if let Some(before) = &before {
-            self.tally(before.as_ref(), -1);
-        }
-        self.tally(record.as_ref(), 1);
-        Ok(before)
+        let changed = table.changes_at(revision);
+        let (before, unknown) = before.map_or((None, None), |row| (Some(row.record), row.unknown));
+        let old = before.as_deref().map(amounts).unwrap_or_default();
+        self.tally(old, new);
+        Ok(Undo { slot, before: before.map(|r| r as _), after: Some(record), unknown, changed })
     }
 
-    pub(crate) fn remove<R: Record>(&mut self, key: &R::Key) -> Option<Arc<R>> {
+    pub(crate) fn remove<R: Record>(&mut self, key: &R::Key) -> Option<Undo> {
         let (slot, revision) = (self.schema.slot::<R>(), self.revision + 1);
-        let table =
-            self.table_mut(slot).as_any_mut().downcast_mut::<Table<R>>().expect("the slot fixes the type");
-        let before = table.remove(key)?;
-        table.changed = revision;
-        self.tally(before.as_ref(), -1);
-        Some(before)
+        // A table that is not touched is not copied.
+        self.get::<R>(key)?;
+        let table = self.typed_mut::<R>(slot);
+        let row = table.remove(key)?;
+        let changed = table.changes_at(revision);
+        self.tally(amounts(&*row.record), Vec::new());
+        Some(Undo { slot, before: Some(row.record), after: None, unknown: row.unknown, changed })
     }
 
-    fn tally<R: Record>(&mut self, record: &R, sign: i64) {
-        let sums = &mut self.sums;
-        record.amounts(&mut |project, resource, n| {
-            *sums.entry((project, resource)).or_insert(0) += sign * n;
-        });
+    fn typed_mut<R: Record>(&mut self, slot: usize) -> &mut Table<R> {
+        self.table_mut(slot).as_any_mut().downcast_mut().expect("the slot fixes the type")
     }
 
-    /// Puts an image as it stands in the engine. Used while loading.
-    pub(crate) fn load(&mut self, slot: usize, body: &[u8]) -> Result<Image> {
-        let (schema, revision) = (self.schema.clone(), self.revision);
-        let (record, amounts) = self.table_mut(slot).load(body, revision).map_err(|e| {
-            Error::internal(format!("a stored {} cannot be read", schema.kinds[slot].name)).because(e)
-        })?;
-        self.tally_all(amounts, 1);
-        Ok(record)
-    }
-
-    fn unload(&mut self, slot: usize, key: &str) -> Option<Image> {
-        let revision = self.revision;
-        let (record, amounts) = self.table_mut(slot).unload(key, revision)?;
-        self.tally_all(amounts, -1);
-        Some(record)
-    }
-
-    fn tally_all(&mut self, amounts: Amounts, sign: i64) {
-        for (project, resource, n) in amounts {
-            *self.sums.entry((project, resource)).or_insert(0) += sign * n;
+    /// Takes back what was just done, the last first: nothing of it is left.
+    pub(crate) fn undo(&mut self, done: Vec<Undo>) {
+        for Undo { slot, before, after, unknown, changed } in done.into_iter().rev() {
+            let table = self.table_mut(slot);
+            let (old, new) = table.exchange(after.as_ref(), before.map(|before| (before, unknown)));
+            table.changes_at(changed);
+            self.tally(old, new);
         }
+    }
+
+    /// Tables that were touched and hold what they held before are as they were.
+    pub(crate) fn unchanged(&mut self, done: &[Undo], is_changed: impl Fn(usize) -> bool) {
+        for undo in done.iter().rev().filter(|undo| !is_changed(undo.slot)) {
+            self.table_mut(undo.slot).changes_at(undo.changed);
+        }
+    }
+
+    fn tally(&mut self, old: Amounts, new: Amounts) {
+        if old == new {
+            return;
+        }
+        for (sign, amounts) in [(-1, old), (1, new)] {
+            for (project, resource, n) in amounts {
+                *self.sums.entry((project, resource)).or_insert(0) += sign * n;
+            }
+        }
+    }
+
+    /// Puts a record without its indexes: `index_all` follows. Used while loading.
+    pub(crate) fn load(&mut self, slot: usize, read: Read) {
+        let revision = self.revision;
+        let table = self.table_mut(slot);
+        table.changes_at(revision);
+        let amounts = table.load(read);
+        self.tally(Vec::new(), amounts);
+    }
+
+    /// Makes the indexes of what was loaded.
+    pub(crate) fn index_all(&mut self) -> Result<()> {
+        (0..self.tables.len()).try_for_each(|slot| self.table_mut(slot).index_all())
+    }
+
+    /// Reads a record as it stands in the engine.
+    pub(crate) fn read(&self, slot: usize, body: &[u8]) -> Result<Read> {
+        self.tables[slot].read(body).map_err(|e| {
+            Error::internal(format!("a stored {} cannot be read", self.schema.kinds[slot].name)).because(e)
+        })
     }
 
     /// Follows a transaction of the log: kinds, keys and after-images. Kinds of a newer version are let be.
@@ -157,21 +182,44 @@ impl State {
         &mut self,
         changes: &[(String, String, Option<Box<RawValue>>)],
     ) -> Result<Vec<Change>> {
-        let known = changes.iter().filter_map(|(kind, key, image)| {
-            let slot = self.schema.slot_named(kind)?;
-            let kind = self.schema.kinds[slot].name;
-            let change = Change { slot, kind, key: key.as_str().into(), before: None, after: None };
-            Some((change, image.as_deref()))
-        });
-        let mut known: Vec<_> = known.collect();
-        // All go before any comes: what a unique index held may have moved from one to another.
-        for (change, _) in &mut known {
-            change.before = self.unload(change.slot, &change.key);
+        let mut known = Vec::with_capacity(changes.len());
+        for (kind, key, image) in changes {
+            let Some(slot) = self.schema.slot_named(kind) else { continue };
+            let after = image.as_ref().map(|image| self.read(slot, image.get().as_bytes())).transpose()?;
+            let (kind, before) = (self.schema.kinds[slot].name, self.tables[slot].image(key));
+            let (after, unknown) = after.unzip();
+            known.push(Change {
+                slot,
+                kind,
+                key: key.as_str().into(),
+                before,
+                after,
+                unknown: unknown.flatten(),
+            });
         }
-        for (change, image) in &mut known {
-            change.after = image.map(|image| self.load(change.slot, image.get().as_bytes())).transpose()?;
+        self.change(&known);
+        // Only now: what a unique index held may have moved from one to another.
+        for change in &known {
+            change.after.as_ref().map_or(Ok(()), |after| self.tables[change.slot].is_unique(after))?;
         }
-        Ok(known.into_iter().map(|(change, _)| change).collect())
+        Ok(known)
+    }
+
+    /// Goes on to the state that an entry left.
+    pub(crate) fn follow(&mut self, entry: &Entry) {
+        (self.revision, self.epoch, self.time) = (entry.revision, entry.epoch, entry.time);
+        self.change(&entry.changes);
+    }
+
+    fn change(&mut self, changes: &[Change]) {
+        let revision = self.revision;
+        for change in changes {
+            let table = self.table_mut(change.slot);
+            let after = change.after.clone().map(|after| (after, change.unknown.clone()));
+            let (old, new) = table.exchange(change.before.as_ref(), after);
+            table.changes_at(revision);
+            self.tally(old, new);
+        }
     }
 
     /// Hands every record to derived state that starts from nothing.
@@ -211,6 +259,17 @@ impl State {
         }
         Ok(out)
     }
+}
+
+/// What a transaction did to one record, so that it can be taken back.
+pub(crate) struct Undo {
+    pub slot: usize,
+    pub before: Option<Image>,
+    pub after: Option<Image>,
+    /// What a newer version wrote beside `before`.
+    pub unknown: Option<Arc<Value>>,
+    /// When the table had changed before.
+    changed: Revision,
 }
 
 /// In what form records are summed up.
@@ -258,156 +317,9 @@ fn position<R: Record>(index: &Index<R>) -> usize {
         .unwrap_or_else(|| panic!("{} has no index {}", R::KIND, index.name))
 }
 
-/// A record and what a newer version wrote beside the fields that this one knows.
-#[derive(Clone)]
-pub(crate) struct Row<R> {
-    pub record: Arc<R>,
-    pub unknown: Option<Arc<Value>>,
-}
-
-#[derive(Clone)]
-pub(crate) struct Table<R: Record> {
-    pub rows: OrdMap<R::Key, Row<R>>,
-    changed: Revision,
-    indexes: Vec<OrdSet<(IndexKey, Option<R::Key>)>>,
-}
-
-impl<R: Record> Default for Table<R> {
-    fn default() -> Table<R> {
-        Table { rows: OrdMap::new(), changed: 0, indexes: R::INDEXES.iter().map(|_| OrdSet::new()).collect() }
-    }
-}
-
-impl<R: Record> Table<R> {
-    fn put(&mut self, record: Arc<R>) -> Result<Option<Arc<R>>, Broken> {
-        let key = record.key();
-        let before = self.rows.get(&key).cloned();
-        let mut new = Vec::new();
-        for (i, index) in R::INDEXES.iter().enumerate() {
-            new.clear();
-            (index.keys)(&record, &mut new);
-            if index.unique && self.taken(i, &new, &key) {
-                return Err(Broken { kind: R::KIND, index: index.name });
-            }
-        }
-        let (mut old, mut new) = (Vec::new(), Vec::new());
-        for (i, index) in R::INDEXES.iter().enumerate() {
-            old.clear();
-            new.clear();
-            if let Some(before) = &before {
-                (index.keys)(&before.record, &mut old);
-            }
-            (index.keys)(&record, &mut new);
-            for gone in old.iter().filter(|k| !new.contains(k)) {
-                self.indexes[i].remove(&(gone.clone(), Some(key.clone())));
-            }
-            for added in new.drain(..).filter(|k| !old.contains(k)) {
-                self.indexes[i].insert((added, Some(key.clone())));
-            }
-        }
-        let unknown = before.as_ref().and_then(|row| row.unknown.clone());
-        self.rows.insert(key, Row { record, unknown });
-        Ok(before.map(|row| row.record))
-    }
-
-    fn taken(&self, index: usize, keys: &[IndexKey], owner: &R::Key) -> bool {
-        keys.iter().any(|key| {
-            let first = self.indexes[index].get_next(&(key.clone(), None));
-            first.is_some_and(|(k, primary)| k == key && primary.as_ref() != Some(owner))
-        })
-    }
-
-    fn remove(&mut self, key: &R::Key) -> Option<Arc<R>> {
-        let before = self.rows.remove(key)?.record;
-        let mut old = Vec::new();
-        for (i, index) in R::INDEXES.iter().enumerate() {
-            old.clear();
-            (index.keys)(&before, &mut old);
-            for gone in old.drain(..) {
-                self.indexes[i].remove(&(gone, Some(key.clone())));
-            }
-        }
-        Some(before)
-    }
-}
-
-type Amounts = Vec<(ProjectId, &'static str, i64)>;
-
-/// A table without its type.
-pub(crate) trait AnyTable: Send + Sync {
-    fn as_any(&self) -> &dyn Any;
-    fn as_any_mut(&mut self) -> &mut dyn Any;
-    fn cloned(&self) -> Arc<dyn AnyTable>;
-    fn load(&mut self, body: &[u8], at: Revision) -> Result<(Image, Amounts)>;
-    fn unload(&mut self, key: &str, at: Revision) -> Option<(Image, Amounts)>;
-    /// The fields of `key` that this version does not know.
-    fn unknown(&self, key: &str) -> Option<Arc<Value>>;
-    fn each(&self, f: &mut dyn FnMut(&str, &(dyn Any + Send + Sync)));
-}
-
-impl<R: Record> AnyTable for Table<R> {
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-
-    fn as_any_mut(&mut self) -> &mut dyn Any {
-        self
-    }
-
-    fn cloned(&self) -> Arc<dyn AnyTable> {
-        Arc::new(self.clone())
-    }
-
-    fn load(&mut self, body: &[u8], at: Revision) -> Result<(Image, Amounts)> {
-        self.changed = at;
-        let bad = |e: serde_json::Error| Error::internal("its fields do not fit").because(e);
-        let record: Arc<R> = Arc::new(serde_json::from_slice(body).map_err(bad)?);
-        self.put(record.clone()).map_err(|b| {
-            Error::internal(format!("the index {} holds another with the same value", b.index))
-        })?;
-        // Nearly all are what this version writes; only the others are looked at field by field.
-        let same = serde_json::to_vec(&*record).map_err(bad)? == body;
-        let rest = match same {
-            true => None,
-            false => {
-                let raw: Value = serde_json::from_slice(body).map_err(bad)?;
-                beyond(raw, &serde_json::to_value(&*record).map_err(bad)?)
-            }
-        };
-        if let Some(rest) = rest {
-            let row = self.rows.get_mut(&record.key()).expect("it was put just now");
-            row.unknown = Some(Arc::new(rest));
-        }
-        let amounts = amounts(&*record);
-        Ok((record, amounts))
-    }
-
-    fn unload(&mut self, key: &str, at: Revision) -> Option<(Image, Amounts)> {
-        let record = self.remove(&key.parse().ok()?)?;
-        self.changed = at;
-        let amounts = amounts(&*record);
-        Some((record, amounts))
-    }
-
-    fn unknown(&self, key: &str) -> Option<Arc<Value>> {
-        let key = key.parse::<R::Key>().ok()?;
-        self.rows.get(&key)?.unknown.clone()
-    }
-
-    fn each(&self, f: &mut dyn FnMut(&str, &(dyn Any + Send + Sync))) {
-        self.rows.iter().for_each(|(key, row)| f(&key.to_string(), &*row.record));
-    }
-}
-
-fn amounts<R: Record>(record: &R) -> Amounts {
-    let mut amounts = Vec::new();
-    record.amounts(&mut |project, resource, n| amounts.push((project, resource, n)));
-    amounts
-}
-
 /// The part of `raw` that `known` does not have, in objects at every level. Of a list: pairs of an element as it is known
 /// and what it has beyond.
-fn beyond(raw: Value, known: &Value) -> Option<Value> {
+pub(crate) fn beyond(raw: Value, known: &Value) -> Option<Value> {
     match (raw, known) {
         (Value::Object(raw), Value::Object(known)) => {
             let rest = raw.into_iter().filter_map(|(name, value)| match known.get(&name) {

@@ -136,12 +136,12 @@ impl Trial {
     }
 
     fn write<T>(&mut self, f: &dyn Fn(&mut Tx) -> Result<T>) -> Result<T> {
-        let (before, time, seed) = match self.ahead.front() {
+        let (mut state, time, seed) = match self.ahead.front() {
             Some((entry, before)) => (before.clone(), entry.time, entry.seed),
             None => (self.state.clone(), self.state.time, 0),
         };
-        let mut following = derived_at(&self.shared, &self.derived, &before);
-        let mut tx = Tx::begin(before, &mut following.derived, time, seed);
+        let mut following = derived_at(&self.shared, &self.derived, &state);
+        let mut tx = Tx::begin(&mut state, &mut following.derived, time, seed);
         let ended = catch_unwind(AssertUnwindSafe(|| f(&mut tx)));
         let value = match ended {
             Ok(Ok(value)) => value,
@@ -158,7 +158,7 @@ impl Trial {
                 return Err(Error::internal("the transaction panicked"));
             }
         };
-        let (mut state, changes) = tx.finish();
+        let (changes, _) = tx.finish();
         changes.iter().rev().for_each(|change| change.back(&mut following.derived));
         *self.derived.lock().expect("no holder panics") = Some(following);
         if changes.is_empty() {

@@ -1,10 +1,11 @@
 //! A transaction: a synchronous function over the state that puts and deletes records.
 //!
-//! It sees what it changed; it sees no clock and no random numbers but those stamped on it. Failing leaves no trace.
+//! It sees what it changed; it sees no clock and no random numbers but those stamped on it. It works in place and
+//! notes how to take back each step, so failing leaves no trace.
 
 use crate::log::{Change, Revision};
 use crate::record::{Derived, Record};
-use crate::state::State;
+use crate::state::{State, Undo};
 use base::{Error, Id, IdKind, Timestamp};
 use sha2::{Digest, Sha256};
 use std::any::Any;
@@ -27,8 +28,10 @@ impl From<Broken> for Error {
 
 /// One running transaction. Reading goes through `State`, which it dereferences to.
 pub struct Tx<'a> {
-    pub(crate) state: State,
+    state: &'a mut State,
     pub(crate) changes: Vec<Change>,
+    /// What it did to the state, also when it panicked before the change was noted.
+    done: Vec<Undo>,
     derived: &'a mut Vec<Box<dyn Derived>>,
     revision: Revision,
     now: Timestamp,
@@ -40,19 +43,19 @@ impl Deref for Tx<'_> {
     type Target = State;
 
     fn deref(&self) -> &State {
-        &self.state
+        self.state
     }
 }
 
 impl<'a> Tx<'a> {
     pub(crate) fn begin(
-        state: State,
+        state: &'a mut State,
         derived: &'a mut Vec<Box<dyn Derived>>,
         now: Timestamp,
         seed: u128,
     ) -> Tx<'a> {
         let revision = state.revision + 1;
-        Tx { state, changes: Vec::new(), derived, revision, now, seed, drawn: 0 }
+        Tx { state, changes: Vec::new(), done: Vec::new(), derived, revision, now, seed, drawn: 0 }
     }
 
     /// When this transaction happens: not before the one before it.
@@ -89,8 +92,8 @@ impl<'a> Tx<'a> {
     /// Inserts or replaces a record.
     pub fn put<R: Record>(&mut self, record: R) -> Result<Arc<R>, Broken> {
         let record = Arc::new(record);
-        let before = self.state.put(record.clone())?;
-        self.note::<R>(&record.key(), before, Some(record.clone()));
+        let done = self.state.put(record.clone())?;
+        self.note::<R>(&record.key(), done);
         Ok(record)
     }
 
@@ -111,28 +114,24 @@ impl<'a> Tx<'a> {
 
     /// Removes a record; what it was, if it was there.
     pub fn delete<R: Record>(&mut self, key: &R::Key) -> Option<Arc<R>> {
-        let before = self.state.remove::<R>(key)?;
-        self.note::<R>(key, Some(before.clone()), None);
+        let before = self.state.get::<R>(key)?.clone();
+        let done = self.state.remove::<R>(key)?;
+        self.note::<R>(key, done);
         Some(before)
     }
 
-    fn note<R: Record>(&mut self, key: &R::Key, before: Option<Arc<R>>, after: Option<Arc<R>>) {
-        for derived in self.derived.iter_mut() {
-            derived.changed(R::KIND, before.as_deref().map(|r| r as _), after.as_deref().map(|r| r as _));
-        }
-        let slot = self.state.schema.slot::<R>();
-        let change = Change {
-            slot,
-            kind: R::KIND,
-            key: key.to_string().into(),
-            before: before.map(|r| r as _),
-            after: after.map(|r| r as _),
-        };
+    fn note<R: Record>(&mut self, key: &R::Key, done: Undo) {
+        let (slot, before, after) = (done.slot, done.before.clone(), done.after.clone());
+        // A put keeps what stood beside the record.
+        let unknown = done.unknown.clone().filter(|_| after.is_some());
+        self.done.push(done);
+        let change = Change { slot, kind: R::KIND, key: key.to_string().into(), before, after, unknown };
+        change.forth(self.derived);
         self.changes.push(change);
     }
 
-    /// What it changed: one change a record, none that changes nothing.
-    pub(crate) fn finish(self) -> (State, Vec<Change>) {
+    /// What it changed: one change a record, none that changes nothing. And how it is taken back.
+    pub(crate) fn finish(self) -> (Vec<Change>, Vec<Undo>) {
         let mut merged: Vec<Change> = Vec::with_capacity(self.changes.len());
         let mut seen = std::collections::HashMap::with_capacity(self.changes.len());
         for change in self.changes {
@@ -141,7 +140,10 @@ impl<'a> Tx<'a> {
                     place.insert(merged.len());
                     merged.push(change);
                 }
-                Entry::Occupied(place) => merged[*place.get()].after = change.after,
+                Entry::Occupied(place) => {
+                    let first = &mut merged[*place.get()];
+                    (first.after, first.unknown) = (change.after, change.unknown);
+                }
             }
         }
         let schema = self.state.schema.clone();
@@ -150,11 +152,17 @@ impl<'a> Tx<'a> {
             (None, None) => false,
             (Some(_), None) | (None, Some(_)) => true,
         });
-        (self.state, merged)
+        if merged.is_empty() {
+            self.state.undo(self.done);
+            return (merged, Vec::new());
+        }
+        self.state.unchanged(&self.done, |slot| merged.iter().any(|change| change.slot == slot));
+        (merged, self.done)
     }
 
-    /// Takes back what derived state followed.
+    /// Takes back what it did, and what derived state followed.
     pub(crate) fn abort(self) {
+        self.state.undo(self.done);
         for change in self.changes.iter().rev() {
             change.back(self.derived);
         }

@@ -4,12 +4,13 @@ use crate::again::Known;
 use crate::lane::Shared;
 use crate::log::{Entry, Revision};
 use crate::state::State;
+use crate::trail::{Trail, Way};
 use arc_swap::ArcSwap;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::watch;
 
-/// States remembered beside the newest.
+/// States that can be asked for beside the newest.
 const STATES_MAX: usize = 1_024;
 /// States that are remembered of the owners before by one that took over, and the entries that it writes until it
 /// forgets them: what those wrote and did not answer is asked again among all that waited meanwhile.
@@ -40,9 +41,9 @@ pub(crate) struct Published {
 struct Past {
     ring: VecDeque<Arc<Entry>>,
     /// The states that the last entries of the ring came upon.
-    before: VecDeque<State>,
+    recent: Trail,
     /// Those that entries of the owners before came upon, and the revision until which they are remembered.
-    taken: BTreeMap<Revision, State>,
+    taken: VecDeque<Trail>,
     taken_until: Revision,
     /// Revisions by the mutation that made them, and the mutations in that order.
     done: HashMap<Arc<str>, VecDeque<Revision>>,
@@ -52,19 +53,19 @@ struct Past {
 }
 
 impl Past {
-    fn push(&mut self, entry: Arc<Entry>, before: State, ring_max: usize) {
-        self.note_done(&entry.cause.mutation, entry.revision);
-        if entry.revision > self.taken_until {
-            self.taken.clear();
+    fn push(&mut self, before: &State, entries: Vec<Arc<Entry>>, ring_max: usize) {
+        for entry in &entries {
+            self.note_done(&entry.cause.mutation, entry.revision);
+            if entry.revision > self.taken_until {
+                self.taken.clear();
+            }
         }
-        self.ring.push_back(entry);
-        self.before.push_back(before);
+        self.recent.push(before, &entries);
+        self.ring.extend(entries);
         while self.ring.len() > ring_max {
             self.ring.pop_front();
         }
-        while self.before.len() > STATES_MAX.min(self.ring.len()) {
-            self.before.pop_front();
-        }
+        self.recent.keep(STATES_MAX.min(self.ring.len()));
     }
 
     fn note_done(&mut self, mutation: &str, revision: Revision) {
@@ -87,31 +88,32 @@ impl Past {
         }
     }
 
-    /// The entry, and the state it came upon while that is remembered.
-    fn at(&self, revision: Revision) -> Option<(Arc<Entry>, Option<State>)> {
+    /// The entry, and the way to the state it came upon while that is remembered.
+    fn at(&self, revision: Revision) -> Option<(Arc<Entry>, Option<Way>)> {
         let first = self.ring.front()?.revision;
-        let n = revision.checked_sub(first)? as usize;
-        let entry = self.ring.get(n)?.clone();
-        let recent = n.checked_sub(self.skipped()).and_then(|n| self.before.get(n));
-        Some((entry, recent.or_else(|| self.taken.get(&revision)).cloned()))
+        let entry = self.ring.get(revision.checked_sub(first)? as usize)?.clone();
+        let taken = || self.taken.iter().find_map(|trail| trail.before(revision));
+        Some((entry, self.recent.before(revision).or_else(taken)))
     }
 
-    /// Entries of the ring whose states are not remembered.
-    fn skipped(&self) -> usize {
-        self.ring.len() - self.before.len()
-    }
-
-    /// The last entries, each with the state that it came upon.
-    fn remembered(&self) -> impl Iterator<Item = (&Arc<Entry>, &State)> {
-        self.ring.iter().skip(self.skipped()).zip(&self.before)
+    /// The last entries, whose states are remembered.
+    fn remembered(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        self.ring.iter().skip(self.ring.len() - self.recent.len())
     }
 
     fn take_over(&mut self) {
-        let states: Vec<_> =
-            self.remembered().map(|(entry, state)| (entry.revision, state.clone())).collect();
-        self.taken.extend(states);
-        while self.taken.len() > TAKEN_MAX {
-            self.taken.pop_first();
+        match self.taken.back_mut() {
+            Some(last) if last.meets(&self.recent) => last.extend(self.recent.clone()),
+            Some(_) | None => self.taken.push_back(self.recent.clone()),
+        }
+        let mut more = self.taken.iter().map(Trail::len).sum::<usize>().saturating_sub(TAKEN_MAX);
+        while let Some(oldest) = self.taken.front_mut().filter(|_| more > 0) {
+            let kept = oldest.len().saturating_sub(more);
+            more -= oldest.len() - kept;
+            oldest.keep(kept);
+            if kept == 0 {
+                self.taken.pop_front();
+            }
         }
         self.taken_until = self.ring.back().map_or(0, |entry| entry.revision + TAKEN_FOR);
     }
@@ -138,13 +140,13 @@ impl Published {
         self.state.load_full()
     }
 
-    /// Entries, each with the state that it came upon.
-    pub fn publish(&self, state: State, entries: Vec<(Arc<Entry>, State)>) {
+    /// A state, and the entries that lead to it from the one before.
+    pub fn publish(&self, state: State, entries: Vec<Arc<Entry>>) {
         let revision = state.revision;
-        self.state.store(Arc::new(state));
-        let mut past = self.past();
-        entries.into_iter().for_each(|(entry, before)| past.push(entry, before, self.ring_max));
-        drop(past);
+        let before = self.state.swap(Arc::new(state));
+        if !entries.is_empty() {
+            self.past().push(&before, entries, self.ring_max);
+        }
         self.tell(revision);
     }
 
@@ -171,9 +173,11 @@ impl Published {
     pub fn done(&self, mutation: &str) -> (Vec<Known>, Revision) {
         let past = self.past();
         let revisions = past.done.get(mutation).into_iter().flatten();
-        let done =
-            revisions.map(|r| past.at(*r).and_then(|(entry, before)| Some((entry, before?)))).collect();
-        (done, past.done_until)
+        let known = |r: &Revision| past.at(*r).and_then(|(entry, before)| Some((entry, before?)));
+        let (done, until): (Vec<_>, _) = (revisions.map(known).collect(), past.done_until);
+        drop(past);
+        let known = |(entry, before): (Arc<Entry>, Way)| (entry, before.state());
+        (done.into_iter().map(|done| done.map(known)).collect(), until)
     }
 
     /// Whether something was done for a mutation after a revision.
@@ -191,22 +195,28 @@ impl Published {
         let state = self.state();
         match state.revision == revision {
             true => Some(State::clone(&state)),
-            false => self.past().at(revision + 1).and_then(|(_, before)| before),
+            false => {
+                let before = self.past().at(revision + 1).and_then(|(_, before)| before);
+                before.map(Way::state)
+            }
         }
     }
 
     /// The entries after `after` whose states are remembered, oldest first.
     pub fn remembered(&self, after: Revision, max: usize) -> Vec<Arc<Entry>> {
         let past = self.past();
-        let later = past.remembered().map(|(entry, _)| entry).filter(|entry| entry.revision > after);
+        let later = past.remembered().filter(|entry| entry.revision > after);
         later.take(max).cloned().collect()
     }
 
     /// Those of a kind, each with the state that it came upon.
     pub fn remembered_of(&self, is: impl Fn(&Entry) -> bool) -> Vec<(Arc<Entry>, State)> {
         let past = self.past();
-        let known = past.remembered().filter(|(entry, _)| is(entry));
-        known.map(|(entry, state)| (entry.clone(), state.clone())).collect()
+        let known = past.remembered().filter(|entry| is(entry));
+        let known = known.filter_map(|entry| Some((entry.clone(), past.recent.before(entry.revision)?)));
+        let known: Vec<_> = known.collect();
+        drop(past);
+        known.into_iter().map(|(entry, before)| (entry, before.state())).collect()
     }
 
     /// The entries after `after` up to `to`; none when they are not all remembered.

@@ -3,6 +3,7 @@
 //! An engine keeps the newest image of each record, the log, and the lease row: epoch, the owner's name and counter,
 //! and whether the owner has laid it down. Whoever only follows calls `images`, `sign` and `tail`, and changes nothing.
 
+mod checkpoint;
 pub mod etcd;
 pub mod postgres;
 pub mod sqlite;

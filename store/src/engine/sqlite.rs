@@ -4,6 +4,7 @@
 //! of each record), `log`. Beside the file stands `FILE-owner`, locked by the owner for as long as its process lives:
 //! when it is free a candidate need not wait for the lease to end.
 
+use super::checkpoint::Checkpoints;
 use super::{Append, Batch, Each, Engine, Head, Logged, Tail};
 use crate::lease::Sign;
 use crate::log::Revision;
@@ -21,6 +22,9 @@ pub const FORMAT: i64 = 1;
 const LOG_KEEP_MICROS: i64 = 3_600_000_000;
 /// Old entries that an append takes out beyond twice those that it adds.
 const TRIM_MORE: i64 = 64;
+/// Pages of SQLite's own log that an append brings into the file itself; more of them where a thread does that.
+const LOG_PAGES: i64 = 4_000;
+const LOG_PAGES_BESIDE: i64 = 32_000;
 /// Of the log, read at once.
 const TAIL_BYTES_MAX: usize = 8 << 20;
 /// A write waits this long for another process's, which is never longer than one batch.
@@ -30,6 +34,8 @@ pub struct Sqlite {
     db: Connection,
     synchronous: String,
     owner: Ownership,
+    /// While this process owns a cell that others may look at.
+    checkpoints: Option<Checkpoints>,
 }
 
 /// What stands for the owner's process.
@@ -70,7 +76,7 @@ impl Sqlite {
         db.busy_timeout(BUSY_MAX).map_err(sql)?;
         db.execute_batch(&format!(
             "PRAGMA locking_mode={locking}; PRAGMA journal_mode=WAL; PRAGMA synchronous={synchronous};
-             PRAGMA wal_autocheckpoint=4000; PRAGMA cache_size=-32768;
+             PRAGMA wal_autocheckpoint={LOG_PAGES}; PRAGMA cache_size=-32768;
              CREATE TABLE IF NOT EXISTS meta(name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
              CREATE TABLE IF NOT EXISTS image(kind TEXT NOT NULL, key TEXT NOT NULL, body BLOB NOT NULL,
                                               PRIMARY KEY(kind, key)) WITHOUT ROWID;
@@ -78,7 +84,7 @@ impl Sqlite {
                                             at INTEGER NOT NULL, body BLOB NOT NULL);"
         ))
         .map_err(sql)?;
-        let mut engine = Sqlite { db, synchronous: synchronous.into(), owner };
+        let mut engine = Sqlite { db, synchronous: synchronous.into(), owner, checkpoints: None };
         match engine.meta("format")? {
             None => engine.set_meta("format", FORMAT)?,
             Some(format) if format > FORMAT => {
@@ -197,10 +203,14 @@ impl Engine for Sqlite {
         }
         tx.commit().map_err(sql)?;
         self.lock();
+        self.start_checkpoints();
         Ok(Some(self.head()?))
     }
 
     fn append(&mut self, batch: &Batch) -> Append {
+        if let Some(checkpoints) = &self.checkpoints {
+            checkpoints.rest(&self.db);
+        }
         self.write(batch).unwrap_or_else(|error| match error.sqlite_error() {
             // After a failed sync the kernel may call pages clean that the disk does not have: what is read back
             // proves nothing, so trying again does not either.
@@ -230,6 +240,7 @@ impl Engine for Sqlite {
             "UPDATE meta SET value=1 WHERE name='free' AND (SELECT value FROM meta WHERE name='epoch')=?1",
             [epoch as i64],
         );
+        self.checkpoints = None;
         self.unlock();
         Ok(released.map_err(sql)? == 1)
     }
@@ -281,12 +292,29 @@ impl Engine for Sqlite {
     }
 
     fn close(&mut self) {
+        self.checkpoints = None;
         let _ = self.db.execute_batch("PRAGMA wal_checkpoint(TRUNCATE);");
         self.unlock();
     }
 }
 
 impl Sqlite {
+    /// Where there is no thread for it, appends do it as they did.
+    fn start_checkpoints(&mut self) {
+        if self.checkpoints.is_some() || matches!(self.owner, Ownership::Sole) {
+            return;
+        }
+        let Some(file) = self.db.path().map(PathBuf::from) else { return };
+        let started = Checkpoints::start(&file).and_then(|started| {
+            self.db.pragma_update(None, "wal_autocheckpoint", LOG_PAGES_BESIDE)?;
+            Ok(started)
+        });
+        match started {
+            Ok(started) => self.checkpoints = Some(started),
+            Err(error) => tracing::warn!("no thread for the checkpoints of SQLite: {error}"),
+        }
+    }
+
     /// Runs `f` on one state of the file.
     fn read<T>(&mut self, f: impl FnOnce(&mut Sqlite) -> Result<T>) -> Result<T> {
         self.db.execute_batch("BEGIN").map_err(sql)?;
