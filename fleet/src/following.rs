@@ -53,7 +53,6 @@ impl Fleet {
             return Err(Error::unavailable("Another plane owns the cell."));
         };
         let until = Instant::now() + wait;
-        self.inner.documents.asks(node);
         self.inner.documents.followed_to(known, epoch, until).await;
         let until = Box::pin(tokio::time::sleep_until(until));
         Ok(Following {
@@ -136,6 +135,7 @@ mod tests {
     use base::node::{Document, Group, Hello, Patched, Section, SectionKey};
     use base::program::Program;
     use futures_util::StreamExt;
+    use std::net::IpAddr;
     use std::path::Path;
     use store::engine::sqlite::Sqlite;
     use store::{Cause, Cell, Entry, Options, Schema, State};
@@ -144,10 +144,10 @@ mod tests {
     const KEY: SectionKey = SectionKey::Rules(0);
     const LONG: Duration = Duration::from_secs(9);
 
-    /// What every node holds that has said hello: how many there are.
+    /// What every node holds that has said hello: an address for each that there is.
     fn count(state: &State) -> Section {
-        let all = state.all::<Node>().count();
-        Section::Group(Group { id: Uuid::from_u128(all as u128), ..Group::default() })
+        let members = state.all::<Node>().enumerate().map(|(n, _)| IpAddr::from([10, 0, 0, n as u8]));
+        Section::Group(Group { id: Uuid::nil(), members: members.collect() })
     }
 
     fn touched(_: &State, entry: &Entry) -> Touched {
@@ -285,10 +285,13 @@ mod tests {
             let id = node::named(tx, "n1").expect("it said hello").id;
             node::remove(tx, &id)
         };
+        let begin = Instant::now();
         fleet.cell().write(Cause::step("test"), remove).await.unwrap();
         while let Some(line) = next(&mut following).await {
             line.unwrap();
         }
+        // Long before its time is over.
+        assert!(begin.elapsed() < LONG / 2, "{:?}", begin.elapsed());
     }
 
     #[tokio::test]
@@ -323,7 +326,8 @@ mod tests {
             planes.swap(0, 1);
             owns(&planes[0]).await;
         }
-        assert_eq!(whole, 1);
+        // Each plane at most once: the second may not have known of the node before.
+        assert!((1..=2).contains(&whole), "{whole}");
     }
 
     #[test]

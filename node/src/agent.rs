@@ -8,13 +8,13 @@
 //! tried again after `RETRY_MIN`, doubling up to `RETRY_MAX`.
 
 use crate::ledger::Ledger;
-use crate::link::Link;
+use crate::link::{Link, Patches};
 use crate::observed::Observed;
 use crate::{Machine, Met};
-use base::node::{DOCUMENT_WAIT_MAX, Document, Generation, Hello, Known, Patched};
+use base::node::{DOCUMENT_WAIT_MAX, Document, Generation, Hello, Known, Patch, Patched};
 use base::program::Runs;
 use base::{Error, Kind, Result};
-use futures_util::TryStreamExt;
+use futures_util::{FutureExt, TryStreamExt};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -27,6 +27,8 @@ const SAID_FROM: Duration = Duration::from_millis(800);
 const ANSWER_MAX: Duration = Duration::from_secs(15);
 /// As long as this nothing comes of a document's answer, and the plane is away.
 const SILENCE_MAX: Duration = DOCUMENT_WAIT_MAX.saturating_add(ANSWER_MAX);
+/// Patches that are kept and acted on together.
+const PATCHES_MAX: usize = 256;
 /// A plane whose answer ends at once with nothing new is asked again after this long.
 const IDLE_MIN: Duration = Duration::from_millis(20);
 
@@ -153,7 +155,7 @@ async fn listen(
     let mut told = false;
     loop {
         let next = limited(silence_max, patches.try_next());
-        let mut patch = match settled(machine, ledger.document(), next).await {
+        let first = match settled(machine, ledger.document(), next).await {
             Ok(Some(patch)) => patch,
             Ok(None) if told => return Ok(Ok(With::Generation)),
             Ok(None) => return Ok(Err(Error::unavailable("the plane's answer is empty"))),
@@ -161,15 +163,17 @@ async fn listen(
         };
         told = true;
         *retry = Retry(RETRY_MIN);
-        if let Some(order) = patch.order.take() {
+        let (mut ready, end) = with_more(first, &mut patches);
+        for order in ready.iter_mut().filter_map(|patch| patch.order.take()) {
             machine.inner().order.send_replace(Some(order));
         }
-        let (before, generation) = (ledger.document().clone(), patch.generation);
-        match ledger.patch(patch).await? {
-            Patched::Taken if Arc::ptr_eq(&before, ledger.document()) => {}
-            Patched::Taken => machine.act(&before, ledger.document()).await?,
-            // It has nothing new in it.
-            Patched::Older if generation == before.generation => {}
+        let before = ledger.document().clone();
+        let patched = ledger.patch(ready).await?;
+        if !Arc::ptr_eq(&before, ledger.document()) {
+            machine.act(&before, ledger.document()).await?;
+        }
+        match patched {
+            Patched::Taken => {}
             // What comes behind it continues from what is not here.
             Patched::Older => return Ok(Ok(With::Generation)),
             Patched::Astray => {
@@ -177,7 +181,24 @@ async fn listen(
                 return Ok(Ok(With::Nothing));
             }
         }
+        if let Some(end) = end {
+            return Ok(end.map(|()| With::Generation));
+        }
     }
+}
+
+/// A patch and those that have come behind it; how the answer ends, where it does there.
+fn with_more(first: Patch, patches: &mut Patches) -> (Vec<Patch>, Option<Result<()>>) {
+    let mut ready = vec![first];
+    while ready.len() < PATCHES_MAX {
+        match patches.try_next().now_or_never() {
+            Some(Ok(Some(patch))) => ready.push(patch),
+            Some(Ok(None)) => return (ready, Some(Ok(()))),
+            Some(Err(error)) => return (ready, Some(Err(error))),
+            None => break,
+        }
+    }
+    (ready, None)
 }
 
 /// What the plane says next; the machine settles meanwhile.
@@ -198,8 +219,7 @@ async fn settled<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{MachineKind, Node, Patches, Settings, Simulated};
-    use base::node::Patch;
+    use crate::{MachineKind, Node, Settings, Simulated};
     use futures_util::StreamExt;
     use futures_util::stream::{iter, pending};
     use std::sync::Mutex;

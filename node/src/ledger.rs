@@ -28,14 +28,22 @@ impl Ledger {
         &self.document
     }
 
-    /// Applies and keeps a patch. One that changes nothing leaves the document the same allocation.
-    pub async fn patch(&mut self, patch: Patch) -> Result<Patched> {
-        if patch.generation <= self.document.generation && !patch.whole {
-            return Ok(Patched::Older);
-        }
+    /// Applies patches one after the other, up to one that does not fit, and keeps what comes of them. If that is nothing,
+    /// the document is the same allocation.
+    pub async fn patch(&mut self, patches: Vec<Patch>) -> Result<Patched> {
         let mut next = Document::clone(&self.document);
-        let patched = next.patch(patch);
-        if patched != Patched::Taken || next == *self.document {
+        // One of the same generation has nothing new in it.
+        let mut patched = Patched::Taken;
+        for patch in patches {
+            if patch.generation == next.generation && !patch.whole {
+                continue;
+            }
+            patched = next.patch(patch);
+            if patched != Patched::Taken {
+                break;
+            }
+        }
+        if next == *self.document {
             return Ok(patched);
         }
         let next = Arc::new(next);
@@ -47,7 +55,7 @@ impl Ledger {
                 .map_err(|e| Error::internal("the ledger's writer died").because(e))??;
         }
         self.document = next;
-        Ok(Patched::Taken)
+        Ok(patched)
     }
 }
 
@@ -72,13 +80,23 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ledger.json");
         let mut ledger = Ledger::open(path.clone()).unwrap();
-        assert_eq!(ledger.patch(patch(5, 1)).await.unwrap(), Patched::Taken);
-        assert_eq!(ledger.patch(patch(4, 2)).await.unwrap(), Patched::Older);
-        assert_eq!(ledger.patch(patch(5, 2)).await.unwrap(), Patched::Older);
-        assert_eq!(ledger.patch(Patch { whole: true, ..patch(3, 2) }).await.unwrap(), Patched::Older);
+        assert_eq!(ledger.patch(vec![patch(5, 1)]).await.unwrap(), Patched::Taken);
+        assert_eq!(ledger.patch(vec![patch(4, 2)]).await.unwrap(), Patched::Older);
+        let before = ledger.document().clone();
+        assert_eq!(ledger.patch(vec![patch(5, 2)]).await.unwrap(), Patched::Taken, "it says nothing new");
+        assert!(Arc::ptr_eq(&before, ledger.document()));
+        let whole = Patch { whole: true, ..patch(3, 2) };
+        assert_eq!(ledger.patch(vec![whole]).await.unwrap(), Patched::Older);
         let again = Ledger::open(path.clone()).unwrap();
         assert_eq!(again.document(), ledger.document());
         assert_eq!(again.document().sections.len(), 1);
+        // Several are kept at once, up to one that does not fit.
+        let several = vec![patch(6, 3), patch(6, 9), patch(8, 4), patch(7, 5), patch(9, 6)];
+        assert_eq!(ledger.patch(several).await.unwrap(), Patched::Older);
+        let groups = [1, 3, 4].map(|n| SectionKey::Group(Uuid::from_u128(n)));
+        assert!(ledger.document().sections.keys().eq(&groups));
+        assert_eq!(ledger.document().generation.revision, 8);
+        assert_eq!(Ledger::open(path.clone()).unwrap().document(), ledger.document());
         std::fs::write(&path, "{").unwrap();
         assert!(Ledger::open(path).is_err());
     }

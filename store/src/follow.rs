@@ -4,7 +4,7 @@
 //! waits until the follower has what was durable when the read arrived; one question to the engine answers all reads
 //! that wait. A follower that stands by takes the cell when it may.
 
-use crate::engine::{Engine, Tail};
+use crate::engine::{Engine, Logged, Tail};
 use crate::lane::{Lane, Shared};
 use crate::lease::{Candidate, Losses, Sign};
 use crate::load::load;
@@ -134,12 +134,16 @@ impl Follower {
             match self.engine.tail(self.state.revision, TAIL_MAX)? {
                 Tail::Entries(entries) if entries.is_empty() => break,
                 Tail::Entries(entries) => {
-                    let mut followed = Vec::with_capacity(entries.len());
-                    for logged in entries {
-                        let entry = self.apply(logged.revision, logged.epoch, &logged.body)?;
-                        followed.push(Arc::new(entry));
+                    let applied = |logged: &Logged| Ok(Arc::new(self.apply(logged)?));
+                    match entries.iter().map(applied).collect() {
+                        Ok(followed) => self.shared.published.publish(self.state.clone(), followed),
+                        Err(error) => {
+                            // None of them is skipped: it stays behind, and says why each time.
+                            self.state = State::clone(&self.shared.published.state());
+                            self.derived = self.state.derive();
+                            return Err(error);
+                        }
                     }
-                    self.shared.published.publish(self.state.clone(), followed);
                 }
                 Tail::Trimmed => {
                     tracing::info!("the log was trimmed past {}: starting over", self.state.revision);
@@ -150,8 +154,9 @@ impl Follower {
         Ok(())
     }
 
-    fn apply(&mut self, revision: Revision, epoch: u64, body: &[u8]) -> Result<Entry> {
-        let written = with_cipher(&self.shared.cipher, || Written::read(body))?;
+    fn apply(&mut self, logged: &Logged) -> Result<Entry> {
+        let Logged { revision, epoch, .. } = *logged;
+        let written = with_cipher(&self.shared.cipher, || Written::read(&logged.body))?;
         let time = Timestamp(written.time);
         let seed = u128::from_str_radix(&written.seed, 16)
             .map_err(|e| Error::internal("a log entry has no seed").because(e))?;

@@ -52,7 +52,7 @@ pub(crate) fn load(shared: &Shared, engine: &mut dyn Engine) -> Result<(State, H
     // A record that cannot be read may be of a later format, which then says more.
     shared.schema.check_format(format)?;
     let mut state = loaded.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-    state.index_all()?;
+    state.index_all(head.revision)?;
     Ok((state, head))
 }
 

@@ -165,9 +165,13 @@ impl State {
         self.tally(Vec::new(), amounts);
     }
 
-    /// Makes the indexes of what was loaded.
-    pub(crate) fn index_all(&mut self) -> Result<()> {
-        (0..self.tables.len()).try_for_each(|slot| self.table_mut(slot).index_all())
+    /// Makes the indexes of what was loaded as of a revision. When each kind changed is not known: not after it.
+    pub(crate) fn index_all(&mut self, loaded: Revision) -> Result<()> {
+        (0..self.tables.len()).try_for_each(|slot| {
+            let table = self.table_mut(slot);
+            table.changes_at(loaded);
+            table.index_all()
+        })
     }
 
     /// Reads a record as it stands in the engine.

@@ -115,7 +115,7 @@ fn begin(schema: &Arc<Schema>) -> State {
         let read = state.read(0, body.as_bytes()).unwrap();
         state.load(0, read);
     }
-    state.index_all().unwrap();
+    state.index_all(0).unwrap();
     state
 }
 

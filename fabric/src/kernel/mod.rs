@@ -138,7 +138,7 @@ impl Handle {
             (None, _) => (now.clone(), false),
             (Some(seen), Some((at, mut tables))) if at == ours.from => {
                 follow_tables(&mut tables, seen, now);
-                let added = self.kept.as_mut().is_some_and(|kept| kept.add(ours.to, seen, now));
+                let added = self.kept.as_mut().is_some_and(|kept| kept.add((ours.from, ours.to), seen, now));
                 (tables, added)
             }
             // What they were before is not known.
@@ -298,9 +298,13 @@ impl Kernel {
         let none = BTreeMap::new();
         for (&place, space) in &wanted.places {
             let (Some(name), Ok(mut handle)) = (place.name(self.cloud), self.handle(place)) else { continue };
-            if let Some(ours) = handle.ours.take().filter(Ours::alone) {
+            let Some(ours) = handle.ours.take() else { continue };
+            if ours.alone() {
                 let seen = known.map(|known| known.places.get(&place).map_or(&none, |space| &space.tables));
                 handle.keep(self.cloud, &name, ours, seen, &space.tables);
+            } else {
+                handle.kept = None;
+                rules::drop_one(self.cloud, &name);
             }
         }
     }

@@ -4,7 +4,8 @@
 //! what a listing would; a listing of every namespace by `nft` takes seconds. A reboot clears it with the rules.
 //!
 //! A file has a line with all tables and then one for each change, so that a change of large sets costs what it is. When
-//! it has become `GROWN` times as long as its first line, it is written anew. One with half a line says nothing.
+//! it has become `GROWN` times as long as its first line, and `SHORT` more, it is written anew. One with half a line says
+//! nothing.
 
 use crate::state::{Set, Table};
 use serde::{Deserialize, Serialize};
@@ -14,7 +15,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 const GROWN: u64 = 2;
-/// A short file may become this long.
+/// So many bytes more: a short file is not written anew all the time.
 const SHORT: u64 = 1 << 16;
 
 type Tables = BTreeMap<String, Table>;
@@ -58,10 +59,11 @@ struct Change {
     gone: BTreeSet<String>,
 }
 
-/// A file, and how long its first line is and all.
+/// A file, of what generation it is, and how long its first line is and all.
 pub struct File {
     path: PathBuf,
     inode: u64,
+    generation: u32,
     first: u64,
     all: u64,
 }
@@ -77,13 +79,13 @@ pub fn keep(cloud: u32, name: &str, (inode, generation): (u64, u32), tables: &Ta
     fs::create_dir_all(folder(cloud)).ok()?;
     fs::write(&part, &text).and_then(|()| fs::rename(&part, &path)).ok()?;
     let length = text.len() as u64;
-    Some(File { path, inode, first: length, all: length })
+    Some(File { path, inode, generation, first: length, all: length })
 }
 
 impl File {
-    /// Adds what became of the tables. False: it is better written anew.
-    pub fn add(&mut self, generation: u32, seen: &Tables, now: &Tables) -> bool {
-        if self.all > self.first * GROWN + SHORT {
+    /// Adds what became of the tables from one generation to another. False: it is to be written anew.
+    pub fn add(&mut self, (from, generation): (u32, u32), seen: &Tables, now: &Tables) -> bool {
+        if self.generation != from || self.all > self.first * GROWN + SHORT {
             return false;
         }
         let mut line = Line {
@@ -102,6 +104,7 @@ impl File {
                 _ => _ = line.tables.insert(name.clone(), written(table)),
             }
         }
+        self.generation = generation;
         self.append(&line).is_ok()
     }
 
@@ -227,8 +230,8 @@ mod tests {
         ]);
         let mut text = serde_json::to_vec(&Line::whole((7, 20), &first)).unwrap();
         fs::write(&path, &text).unwrap();
-        let mut file =
-            File { path: path.clone(), inode: 7, first: text.len() as u64, all: text.len() as u64 };
+        let length = text.len() as u64;
+        let mut file = File { path: path.clone(), inode: 7, generation: 20, first: length, all: length };
         let second = tables(&[
             (
                 "bridge shisa",
@@ -239,15 +242,16 @@ mod tests {
         let third = tables(&[("bridge shisa", table("v_1", "in_2", &[("a", &[("10.0.0.2", "goto z")])]))]);
         let read_now = || read(&fs::read(&path).unwrap(), 7);
         assert_eq!(read_now(), Some((20, first.clone())));
-        assert!(file.add(21, &first, &second));
+        assert!(!file.add((19, 21), &first, &second), "it is of another generation");
+        assert!(file.add((20, 21), &first, &second));
         assert_eq!(read_now(), Some((21, second.clone())));
-        assert!(file.add(22, &second, &third));
+        assert!(file.add((21, 22), &second, &third));
         assert_eq!(read_now(), Some((22, third)));
         assert_eq!(read(&fs::read(&path).unwrap(), 8), None, "another namespace");
         text = fs::read(&path).unwrap();
         text.pop();
         assert_eq!(read(&text, 7), None, "cut off");
         file.all = file.first * GROWN + SHORT + 1;
-        assert!(!file.add(23, &first, &second), "it is written anew");
+        assert!(!file.add((22, 23), &first, &second), "it is written anew");
     }
 }

@@ -127,6 +127,24 @@ proptest! {
     }
 }
 
+/// What the property is about does happen.
+#[test]
+fn most_changes_of_a_crowd_have_a_part() {
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::TestRunner;
+    let mut runner = TestRunner::deterministic();
+    let strategy = (prop::collection::vec(event(), 60), prop::collection::vec(event(), 1..4));
+    for powers in [LEAST, Powers::ALL] {
+        let parts = (0..100).filter(|_| {
+            let (past, now) = strategy.new_tree(&mut runner).unwrap().current();
+            let (before, after) = worlds(&past, &now);
+            check_part(&before, &after, powers)
+        });
+        let parts = parts.count();
+        assert!(parts > 50, "{parts} of 100");
+    }
+}
+
 fn elsewhere(network: u8, id: u8) -> Event {
     Event::Member { network, id, mac: id, address: id, node: 2 }
 }

@@ -1,86 +1,86 @@
-//! Nodes with changes of sets alone: so many are told at a time, and the next when those were handed it and wait for more.
+//! Nodes with changes of sets alone are told in rounds: so many at a time, and the next a little later.
 //!
-//! A set may be held by all nodes. If they were all woken at once, what is one node's own would wait behind them.
+//! A set may be held by all nodes. If they were all told at once, what is one node's own would wait behind them, in the
+//! plane and, where they share a machine, in the nodes.
 //!
-//! Limits: `TOLD_MAX` at a time; one that does not ask for more holds nobody up for longer than `TOLD_WAIT`.
+//! Limits: `TOLD_MAX` every `TOLD_EVERY`.
 
 use super::Name;
-use std::collections::{BTreeSet, HashSet};
+use base::node::SectionKey;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Bound::{Excluded, Unbounded};
 use std::time::Duration;
 
-/// Some milliseconds of work.
-const TOLD_MAX: usize = 128;
-/// None of those who were told has asked for more for so long: they are not waited for.
-pub const TOLD_WAIT: Duration = Duration::from_millis(100);
+const TOLD_MAX: usize = 64;
+/// A thousand nodes in a thirtieth of a second.
+pub const TOLD_EVERY: Duration = Duration::from_millis(2);
 
 #[derive(Default)]
 pub struct Gathered {
-    waiting: BTreeSet<Name>,
+    /// Sets that changed since the round began.
+    changed: BTreeSet<SectionKey>,
+    /// Who is still to be told.
+    round: BTreeSet<Name>,
     /// It was the last: the next are those after it.
     last: Option<Name>,
-    /// They have not asked for more.
-    told: HashSet<Name>,
 }
 
 impl Gathered {
-    pub fn insert_all(&mut self, nodes: &BTreeSet<Name>) {
-        self.waiting.append(&mut nodes.clone());
+    pub fn insert(&mut self, set: SectionKey) {
+        self.changed.insert(set);
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+    /// Whether there is something for another round.
+    pub fn waits(&self) -> bool {
+        !self.changed.is_empty()
+    }
+
+    /// Whether nobody is left of the round.
+    pub fn is_over(&self) -> bool {
+        self.round.is_empty()
+    }
+
+    /// From here on the holders of what changed are of the round, beside those who are left of the one before.
+    pub fn begin(&mut self, holders: &HashMap<SectionKey, BTreeSet<Name>>) {
+        for key in std::mem::take(&mut self.changed) {
+            self.round.extend(holders.get(&key).into_iter().flatten().cloned());
+        }
     }
 
     /// Who is to be told now.
-    pub fn next(&mut self) -> Option<Name> {
-        if self.told.len() >= TOLD_MAX {
-            return None;
-        }
+    pub fn next(&mut self) -> Vec<Name> {
         let after = (self.last.as_deref().map_or(Unbounded, Excluded), Unbounded);
-        let node = self.waiting.range::<str, _>(after).next().or_else(|| self.waiting.first())?.clone();
-        self.waiting.remove(&node);
-        self.told.insert(node.clone());
-        self.last = Some(node.clone());
-        Some(node)
-    }
-
-    /// A node asks. Returns whether others that wait may be told, some at a time.
-    pub fn asks(&mut self, node: &str) -> bool {
-        self.told.remove(node) && !self.waiting.is_empty() && self.told.len() <= TOLD_MAX / 2
-    }
-
-    /// Those who were told are not waited for any longer.
-    pub fn give_up(&mut self) {
-        self.told.clear();
+        let later = self.round.range::<str, _>(after);
+        let next: Vec<Name> =
+            later.chain(&self.round).take(TOLD_MAX.min(self.round.len())).cloned().collect();
+        next.iter().for_each(|node| _ = self.round.remove(node));
+        self.last = next.last().cloned().or(self.last.take());
+        next
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn all(gathered: &mut Gathered) -> Vec<Name> {
-        std::iter::from_fn(|| gathered.next()).collect()
-    }
+    use uuid::Uuid;
 
     #[test]
     fn some_are_told_after_others_and_each_in_its_turn() {
-        let mut gathered = Gathered::default();
         let name = |n: usize| Name::from(format!("n{n:04}"));
-        gathered.insert_all(&(0..TOLD_MAX + 100).map(name).collect());
-        let first = all(&mut gathered);
-        assert_eq!(first, (0..TOLD_MAX).map(name).collect::<Vec<_>>());
-        assert!(!gathered.asks("another"));
-        let freed = (0..TOLD_MAX / 2).map(|n| gathered.asks(&name(n))).collect::<Vec<_>>();
-        assert_eq!(freed.iter().filter(|freed| **freed).count(), 1, "the last of a half makes room");
-        // One that has been told and has more to hear comes after those who have heard nothing.
-        gathered.insert_all(&[name(0)].into());
-        assert_eq!(all(&mut gathered).len(), TOLD_MAX / 2);
-        gathered.give_up();
-        let rest = all(&mut gathered);
-        assert_eq!((rest.len(), rest.last()), (100 - TOLD_MAX / 2 + 1, Some(&name(0))));
-        assert!(gathered.is_empty());
-        assert!(!gathered.asks(&name(0)), "nobody waits");
+        let key = |n: u128| SectionKey::Group(Uuid::from_u128(n));
+        let all: BTreeSet<Name> = (0..TOLD_MAX + 10).map(name).collect();
+        let holders = HashMap::from([(key(1), all), (key(2), [name(0), name(3)].into())]);
+        let mut gathered = Gathered::default();
+        gathered.insert(key(1));
+        assert!(gathered.waits() && gathered.is_over());
+        gathered.begin(&holders);
+        assert!(!gathered.waits() && !gathered.is_over());
+        assert_eq!(gathered.next(), (0..TOLD_MAX).map(name).collect::<Vec<_>>());
+        // Those who have been told and have more to hear come after those who have heard nothing.
+        gathered.insert(key(2));
+        gathered.begin(&holders);
+        let rest: Vec<Name> = (TOLD_MAX..TOLD_MAX + 10).chain([0, 3]).map(name).collect();
+        assert_eq!(gathered.next(), rest);
+        assert!(gathered.is_over() && gathered.next().is_empty());
     }
 }

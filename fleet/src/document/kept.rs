@@ -13,6 +13,8 @@ use store::Revision;
 
 /// Removed keys are forgotten when there are this many; nodes that are behind that get the whole document.
 const REMOVED_MAX: usize = 10_000;
+/// Who waits to tell one node. It has one answer at a time, and for moments two.
+const LISTENING_MAX: usize = 4;
 
 #[derive(Default)]
 pub struct Kept {
@@ -96,11 +98,16 @@ impl Kept {
         self.wake()
     }
 
-    /// `waker` is to be woken when there is something to tell.
+    /// `waker` is to be woken when there is something to tell. Those whose answers have ended meanwhile are still there:
+    /// the oldest goes, and would, if it were not one of these, hear of news when its time is over.
     pub fn listen(&mut self, waker: &Waker) {
-        if !self.listening.iter().any(|there| there.will_wake(waker)) {
-            self.listening.push(waker.clone());
+        if self.listening.iter().any(|there| there.will_wake(waker)) {
+            return;
         }
+        if self.listening.len() >= LISTENING_MAX {
+            self.listening.remove(0);
+        }
+        self.listening.push(waker.clone());
     }
 
     pub fn wake(&mut self) -> Vec<Waker> {
@@ -254,6 +261,23 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    struct Task;
+
+    impl std::task::Wake for Task {
+        fn wake(self: Arc<Task>) {}
+    }
+
+    #[test]
+    fn answers_that_have_ended_do_not_pile_up() {
+        let mut kept = Kept::new(1, Vec::new());
+        let tasks: Vec<Waker> = (0..1_000).map(|_| Waker::from(Arc::new(Task))).collect();
+        tasks.iter().for_each(|task| kept.listen(task));
+        kept.listen(&tasks[999]);
+        let awake = kept.wake();
+        assert_eq!(awake.len(), LISTENING_MAX);
+        assert!(awake.iter().any(|waker| waker.will_wake(&tasks[999])));
+    }
 
     #[test]
     fn a_generation_is_of_this_log_when_no_later_epoch_began_before_it() {

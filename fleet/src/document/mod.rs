@@ -11,9 +11,10 @@
 //! What is a node's own goes to it at once; changes of sets alone are gathered for `GATHER`, growing to `GATHER_MAX` while
 //! they keep coming, and then go to some nodes after others (`gathered`), so that what is own does not wait behind them.
 //!
-//! Limits: what `gathered`, `kept` and `set` say.
+//! Limits: those two, and what `gathered`, `inner`, `kept` and `set` say.
 
 mod gathered;
+mod inner;
 mod kept;
 mod set;
 #[cfg(test)]
@@ -21,16 +22,17 @@ mod tests;
 
 use base::node::{Document, Elements, Generation, Known, Patch, Section, SectionKey};
 use bytes::Bytes;
-use gathered::Gathered;
-use kept::{Kept, Line, Sets};
-use set::{Set, Step, is_set, together};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+pub use inner::line;
+use inner::{Inner, Name, Rendered};
+use kept::{Kept, Line};
+use set::together;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-use store::{Cell, Entry, News, Revision, State, Watch};
-use tokio::sync::{Notify, watch};
+use store::{Cell, Entry, News, Revision, State};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// What a log entry touches: keys whose content may differ now, and nodes whose set of keys may.
@@ -88,63 +90,18 @@ pub(crate) struct Documents {
     inner: Mutex<Inner>,
     /// How far the log was followed.
     followed: watch::Sender<Revision>,
-    /// More nodes may be told of what was gathered.
-    room: Notify,
 }
 
-struct Inner {
-    state: Arc<State>,
-    /// How far the log was followed. `state` may be ahead of it, and what it is ahead by comes again: so nothing that
-    /// comes later has a generation that a node has already.
-    at: Revision,
-    line: Line,
-    watch: Option<Watch>,
-    nodes: HashMap<Name, Kept>,
-    sets: Sets,
-    holders: HashMap<SectionKey, BTreeSet<Name>>,
-    /// Nodes with changes that wait for others.
-    gathered: Gathered,
-    /// Those are to be woken when this is no longer held.
-    awake: Vec<Waker>,
-    /// What nodes with the same changes of sets are told, and nothing else, up to now.
-    lines: HashMap<Changes, Bytes>,
-}
-
-/// By a generation, of which sets, and since when.
-type Changes = (Generation, Vec<(SectionKey, Revision)>);
-
-/// Of a node.
-type Name = Arc<str>;
-
-/// Lines that are remembered for others.
-const LINES_MAX: usize = 1_024;
 /// Changes of sets wait this long for others, twice as long after each time that others came, and so on.
 const GATHER: Duration = Duration::from_millis(20);
-const GATHER_MAX: Duration = Duration::from_millis(500);
+const GATHER_MAX: Duration = Duration::from_millis(250);
 
 impl Documents {
     pub fn new(cell: Cell, sources: Vec<Source>) -> Documents {
         let (state, watch) = cell.watch_from_now();
         let at = state.revision();
-        let inner = Inner {
-            at,
-            line: Line::since(Generation { epoch: state.epoch(), revision: at }),
-            state,
-            watch: Some(watch),
-            nodes: HashMap::new(),
-            sets: HashMap::new(),
-            holders: HashMap::new(),
-            gathered: Gathered::default(),
-            awake: Vec::new(),
-            lines: HashMap::new(),
-        };
-        Documents {
-            cell,
-            sources,
-            inner: Mutex::new(inner),
-            followed: watch::Sender::new(at),
-            room: Notify::new(),
-        }
+        let inner = Mutex::new(Inner::new(state, watch));
+        Documents { cell, sources, inner, followed: watch::Sender::new(at) }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -167,35 +124,23 @@ impl Documents {
         let mut gathering: Option<Instant> = None;
         // How long the last ones waited, and when they were told.
         let (mut gather, mut told) = (GATHER, Instant::now());
-        // They are being told, and waited for until then.
+        // When more of them are told.
         let mut telling: Option<Instant> = None;
+        let at = async |time: Option<Instant>| match time {
+            Some(time) => tokio::time::sleep_until(time).await,
+            None => std::future::pending().await,
+        };
         loop {
-            let gathered = async {
-                match gathering {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
-            let room = async {
-                match telling {
-                    Some(until) => tokio::time::timeout_at(until, self.room.notified()).await,
-                    None => std::future::pending().await,
-                }
-            };
             let news = tokio::select! {
                 news = watch.next() => news,
-                () = gathered => {
+                () = at(gathering) => {
                     (gathering, told) = (None, Instant::now());
-                    telling = self.change(Inner::tell_gathered);
+                    self.change(Inner::begin_round);
+                    telling = telling.or(Some(told));
                     continue;
                 }
-                room = room => {
-                    telling = self.change(|inner| {
-                        if room.is_err() {
-                            inner.gathered.give_up();
-                        }
-                        inner.tell_gathered()
-                    });
+                () = at(telling) => {
+                    telling = self.change(Inner::tell_some).then(|| Instant::now() + gathered::TOLD_EVERY);
                     continue;
                 }
             };
@@ -206,7 +151,7 @@ impl Documents {
                 Some(News::Snapshot(state)) => self.restart(state),
             }
             self.followed.send_replace(watch.at());
-            if gathering.is_none() && telling.is_none() && !self.inner().gathered.is_empty() {
+            if gathering.is_none() && self.inner().gathered.waits() {
                 gather = if told.elapsed() < gather { (gather * 2).min(GATHER_MAX) } else { GATHER };
                 gathering = Some(Instant::now() + gather);
             }
@@ -337,7 +282,6 @@ impl Documents {
     /// What changed since what is `known`, when something has, or after `wait`. `epoch`: that the cell is owned under.
     pub async fn after(&self, name: &str, known: Known, epoch: u64, wait: Duration) -> Patch {
         let deadline = Instant::now() + wait;
-        self.asks(name);
         self.followed_to(known, epoch, deadline).await;
         let due = poll_fn(|cx| self.poll(cx, name, known, epoch));
         if let Ok(patch) = tokio::time::timeout_at(deadline, due).await {
@@ -349,13 +293,6 @@ impl Documents {
         patch.unwrap_or(Patch { generation: known.generation, ..Patch::default() })
     }
 
-    /// A node asks for more than it was told.
-    pub fn asks(&self, name: &str) {
-        if self.inner().gathered.asks(name) {
-            self.room.notify_one();
-        }
-    }
-
     /// Waits for what another plane told: that may be ahead of what was followed here.
     pub async fn followed_to(&self, known: Known, epoch: u64, deadline: Instant) {
         if known.generation.epoch != epoch {
@@ -363,6 +300,27 @@ impl Documents {
             let _ =
                 tokio::time::timeout_at(deadline, self.followed.subscribe().wait_for(|at| *at >= now)).await;
         }
+    }
+
+    /// What a node is to be told now that has what is `known`; it is polled again when that is something else.
+    pub fn poll(&self, cx: &Context<'_>, name: &str, known: Known, epoch: u64) -> Poll<Patch> {
+        let patch = self.change(|inner| {
+            self.keep_in(inner, name);
+            let at = Generation { epoch, revision: inner.at };
+            let (kept, after) = (inner.nodes.get_mut(name).expect("it is kept"), known.generation);
+            let patch = if after.epoch != epoch {
+                Some(kept.across(&inner.sets, known, inner.line.has(after), at))
+            } else if kept.is_waited_for(after.revision) {
+                None
+            } else {
+                kept.since(&inner.sets, after.revision, epoch)
+            };
+            if patch.is_none() {
+                kept.listen(cx.waker());
+            }
+            patch
+        });
+        patch.map_or(Poll::Pending, Poll::Ready)
     }
 
     /// The same, as a line of JSON and what is known then. Of sets alone it is written once for all nodes.
@@ -404,176 +362,5 @@ impl Documents {
     /// The same for all nodes.
     pub fn wake_all(&self) {
         self.change(|inner| inner.awake.extend(inner.nodes.values_mut().flat_map(Kept::wake)));
-    }
-
-    /// What a node is to be told now that has what is `known`; it is polled again when that is something else.
-    pub fn poll(&self, cx: &Context<'_>, name: &str, known: Known, epoch: u64) -> Poll<Patch> {
-        let patch = self.change(|inner| {
-            self.keep_in(inner, name);
-            let at = Generation { epoch, revision: inner.at };
-            let (kept, after) = (inner.nodes.get_mut(name).expect("it is kept"), known.generation);
-            let patch = if after.epoch != epoch {
-                Some(kept.across(&inner.sets, known, inner.line.has(after), at))
-            } else if kept.is_waited_for(after.revision) {
-                None
-            } else {
-                kept.since(&inner.sets, after.revision, epoch)
-            };
-            if patch.is_none() {
-                kept.listen(cx.waker());
-            }
-            patch
-        });
-        match patch {
-            Some(patch) => Poll::Ready(patch),
-            None => {
-                // It has taken what it was told.
-                self.asks(name);
-                Poll::Pending
-            }
-        }
-    }
-}
-
-/// A section as it was rendered for all who hold it, and whether it is what there was, for each version of that.
-struct Rendered {
-    section: Option<Arc<Section>>,
-    compared: Vec<(Arc<Section>, bool)>,
-}
-
-impl Rendered {
-    fn new(section: Option<Arc<Section>>) -> Rendered {
-        Rendered { section, compared: Vec::new() }
-    }
-
-    /// Compared once for all holders of one version, who mostly are all.
-    fn is(&mut self, before: &Arc<Section>) -> bool {
-        if let Some((_, same)) = self.compared.iter().find(|(version, _)| Arc::ptr_eq(version, before)) {
-            return *same;
-        }
-        let same = self.section.as_ref() == Some(before);
-        self.compared.push((before.clone(), same));
-        same
-    }
-}
-
-/// JSON with the end of a line.
-pub fn line(patch: &Patch) -> Bytes {
-    let mut line = serde_json::to_vec(patch).expect("patches are plain data");
-    line.push(b'\n');
-    line.into()
-}
-
-impl Inner {
-    fn shared_line(&mut self, name: &str, after: Generation, epoch: u64) -> Option<(Generation, Bytes)> {
-        let kept = self.nodes.get(name).filter(|_| after.epoch == epoch)?;
-        if kept.is_waited_for(after.revision) {
-            return None;
-        }
-        let changed = kept.shared(&self.sets, after.revision).filter(|changed| !changed.is_empty())?;
-        let revision = kept.newest(&self.sets);
-        let key = (Generation { epoch, revision }, changed);
-        if let Some(line) = self.lines.get(&key) {
-            return Some((key.0, line.clone()));
-        }
-        let line = line(&kept.since(&self.sets, after.revision, epoch)?);
-        if self.lines.len() >= LINES_MAX {
-            self.lines.clear();
-        }
-        self.lines.insert(key.clone(), line.clone());
-        Some((key.0, line))
-    }
-
-    /// A set as those have it who hold it already.
-    fn set(&self, key: &SectionKey) -> Option<Arc<Section>> {
-        self.sets.get(key).map(|set| set.section().clone())
-    }
-
-    /// What a log entry made of a set.
-    fn put_elements(&mut self, key: &SectionKey, elements: Elements) {
-        let Some(set) = self.sets.get_mut(key).filter(|_| !elements.is_empty()) else { return };
-        let step = set.by(self.at, elements);
-        self.tell_holders(key, &step);
-    }
-
-    /// A section that was rendered again.
-    fn put_all(&mut self, key: &SectionKey, mut rendered: Rendered) {
-        match (self.sets.get_mut(key), &rendered.section) {
-            (Some(set), Some(section)) => {
-                let step = set.to(self.at, section.clone());
-                self.tell_holders(key, &step);
-            }
-            _ => {
-                let holders = self.holders.get(key).cloned().unwrap_or_default();
-                holders.iter().for_each(|host| self.put(host, key, &mut rendered));
-            }
-        }
-    }
-
-    /// Changes of sets wait for others; a set that is another is told at once.
-    fn tell_holders(&mut self, key: &SectionKey, step: &Step) {
-        let Some(holders) = self.holders.get(key) else { return };
-        match step {
-            Step::Same => {}
-            Step::By(_) => self.gathered.insert_all(holders),
-            Step::Whole => holders.clone().iter().for_each(|host| self.tell(host)),
-        }
-    }
-
-    /// The newest of a section for a node. A set that it has already is none of these.
-    fn put(&mut self, host: &Name, key: &SectionKey, rendered: &mut Rendered) {
-        let at = self.at;
-        let Some(kept) = self.nodes.get_mut(host) else { return };
-        if !is_set(key) {
-            kept.touch(key, at);
-        }
-        match rendered.section.clone() {
-            Some(section) if is_set(key) => {
-                self.sets.entry(key.clone()).or_insert_with(|| Set::new(section, at));
-                kept.hold(key, at);
-            }
-            Some(section) => match kept.section(key).is_some_and(|before| rendered.is(before)) {
-                true => return,
-                false => kept.put(key, section, at),
-            },
-            None => {
-                if kept.remove(key, at) {
-                    self.let_go(host, key);
-                    self.tell(host);
-                }
-                return;
-            }
-        }
-        self.holders.entry(key.clone()).or_default().insert(host.clone());
-        self.tell(host);
-    }
-
-    fn tell(&mut self, host: &str) {
-        if let Some(kept) = self.nodes.get_mut(host) {
-            self.awake.extend(kept.tell(&self.sets));
-        }
-    }
-
-    fn let_go(&mut self, host: &str, key: &SectionKey) {
-        let Some(holders) = self.holders.get_mut(key) else { return };
-        holders.remove(host);
-        if holders.is_empty() {
-            self.holders.remove(key);
-            self.sets.remove(key);
-        }
-    }
-
-    fn forget(&mut self, host: &str) {
-        let Some(mut kept) = self.nodes.remove(host) else { return };
-        kept.keys().for_each(|key| self.let_go(host, key));
-        self.awake.extend(kept.wake());
-    }
-
-    /// Until when those that were told are waited for, where others wait for them.
-    fn tell_gathered(&mut self) -> Option<Instant> {
-        while let Some(host) = self.gathered.next() {
-            self.tell(&host);
-        }
-        (!self.gathered.is_empty()).then(|| Instant::now() + gathered::TOLD_WAIT)
     }
 }

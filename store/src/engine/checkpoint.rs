@@ -59,6 +59,13 @@ impl Checkpoints {
     }
 }
 
+impl Checkpoints {
+    /// It ends by itself, after what it does now.
+    pub fn end(mut self) {
+        self.thread.take();
+    }
+}
+
 impl Drop for Checkpoints {
     fn drop(&mut self) {
         self.stop.take();

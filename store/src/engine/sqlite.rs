@@ -240,8 +240,11 @@ impl Engine for Sqlite {
             "UPDATE meta SET value=1 WHERE name='free' AND (SELECT value FROM meta WHERE name='epoch')=?1",
             [epoch as i64],
         );
-        self.checkpoints = None;
         self.unlock();
+        // Whoever takes the cell need not wait for a look at the log that goes on.
+        if let Some(checkpoints) = self.checkpoints.take() {
+            checkpoints.end();
+        }
         Ok(released.map_err(sql)? == 1)
     }
 
@@ -311,7 +314,11 @@ impl Sqlite {
         });
         match started {
             Ok(started) => self.checkpoints = Some(started),
-            Err(error) => tracing::warn!("no thread for the checkpoints of SQLite: {error}"),
+            Err(error) => {
+                tracing::warn!("no thread for the checkpoints of SQLite: {error}");
+                // As it was before, unless this fails, too.
+                let _ = self.db.pragma_update(None, "wal_autocheckpoint", LOG_PAGES);
+            }
         }
     }
 
