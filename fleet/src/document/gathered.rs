@@ -12,7 +12,7 @@ use std::ops::Bound::{Excluded, Unbounded};
 use std::time::Duration;
 
 const TOLD_MAX: usize = 64;
-/// Ten thousand nodes in some 600 ms, which leaves two cores room for others.
+/// Ten thousand nodes in some 600 ms.
 pub const TOLD_EVERY: Duration = Duration::from_millis(4);
 
 #[derive(Default)]
