@@ -12,10 +12,10 @@
 use base::node::{Document, Section, SectionKey};
 use bench::{Cloud, Request, Result, process};
 use node::remote::Remote;
-use node::{MachineKind, Node, Settings, Simulated};
+use node::{Node, Settings, Simulated};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -145,20 +145,10 @@ async fn run(cloud: &Cloud, state: &Path, count: usize) -> Result<()> {
 
 /// A node, and one that watches what it acts on.
 fn start(n: usize, socket: PathBuf, told: Sender<Seen>) {
-    let settings = Settings {
-        name: format!("n{n:05}"),
-        id: Uuid::from_u128(0x5150_0000 + n as u128),
-        state: PathBuf::new(),
-        machine: MachineKind::Simulated(Simulated::default()),
-        cloud: 0,
-        uplink: None,
-        physical: BTreeMap::new(),
-        // Each its own, as on machines.
-        address: IpAddr::V4(Ipv4Addr::from(0x0a80_0000 + n as u32)),
-        fabric: false,
-        guest_uids: None,
-        responder: None,
-    };
+    // An address of its own, as on machines.
+    let address = IpAddr::V4(Ipv4Addr::from(0x0a80_0000 + n as u32));
+    let id = Uuid::from_u128(0x5150_0000 + n as u128);
+    let settings = Settings::simulated(&format!("n{n:05}"), id, address, Simulated::default());
     let plane = Remote::near(&settings.name, move || Some(socket.clone()));
     let node = Node::new(settings);
     let mut documents = node.document();

@@ -329,8 +329,8 @@ fn update(name: &str, have: &Table, want: &Table, batch: &mut Vec<String>) {
     }
     for (set, content) in &want.sets {
         let old = &have.sets.get(set).unwrap_or(&empty).elements;
-        elements("delete", name, set, &content.of, &changed(old, &content.elements), batch);
-        elements("add", name, set, &content.of, &changed(&content.elements, old), batch);
+        elements("delete", name, set, &content.of, &differing(old, &content.elements), batch);
+        elements("add", name, set, &content.of, &differing(&content.elements, old), batch);
     }
     for chain in have.chains.keys().filter(|chain| !want.chains.contains_key(*chain)) {
         batch.push(format!("flush chain {name} {chain}"));
@@ -342,7 +342,7 @@ fn update(name: &str, have: &Table, want: &Table, batch: &mut Vec<String>) {
 }
 
 /// The elements of `a` that `b` does not have so.
-fn changed(
+pub fn differing(
     a: &BTreeMap<Vec<String>, String>,
     b: &BTreeMap<Vec<String>, String>,
 ) -> BTreeMap<Vec<String>, String> {
@@ -381,7 +381,7 @@ fn forgotten(have: &Table, want: &Table, out: &mut BTreeSet<IpAddr>) {
     let empty = Set::default();
     for (name, old) in &have.sets {
         let new = want.sets.get(name).unwrap_or(&empty);
-        let lost = changed(&old.elements, &new.elements);
+        let lost = differing(&old.elements, &new.elements);
         match name.as_str() {
             "fip_in" | "forward_tcp" | "forward_udp" => {
                 out.extend(lost.keys().filter_map(|key| key.first()?.parse::<IpAddr>().ok()))

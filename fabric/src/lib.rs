@@ -176,7 +176,7 @@ impl Fabric {
         self.looked = looked.or(Some(Instant::now()));
         self.unsure = self.done.failures.iter().map(|(place, _)| *place).collect();
         match known {
-            None => self.wanted = KernelState::clone(&wanted),
+            None => self.wanted = Arc::unwrap_or_clone(wanted),
             Some(known) => self.wanted.follow(&known, &wanted),
         }
         note(&mut self.before, document, changed);

@@ -190,21 +190,7 @@ mod tests {
     }
 
     async fn hello(fleet: &Fleet, n: u8) {
-        let hello = Hello {
-            name: format!("n{n}"),
-            id: Uuid::from_u128(n.into()),
-            vcpus: 1,
-            memory_mib: 1,
-            disk_gib: 1,
-            machine: "simulated".into(),
-            acceleration: "tcg".into(),
-            hypervisor_version: 0,
-            cpu_info: "{}".into(),
-            address: [192, 0, 2, n].into(),
-            physical: Default::default(),
-            booted: 0,
-            runs: None,
-        };
+        let hello = Hello::of(&format!("n{n}"), Uuid::from_u128(n.into()), [192, 0, 2, n].into());
         fleet.hello(hello).await.unwrap();
     }
 

@@ -121,8 +121,9 @@ impl Fleet {
                     tokio::task::yield_now().await;
                 }
             }
-            self.inner.documents.forget(|name| node::named(&state, name).is_none());
             drop(state);
+            // Looked up anew: one that came meanwhile stays.
+            self.inner.documents.forget(|name| node::named(&self.inner.cell.read(), name).is_none());
             tokio::time::sleep(KEEP_EVERY).await;
         }
     }

@@ -14,7 +14,7 @@ use hyper::Request;
 use hyper::body::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use node::remote::{self, Credentials, Remote};
-use node::{Link, MachineKind, Node, Simulated};
+use node::{Link, Node, Simulated};
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -119,21 +119,7 @@ impl World {
 }
 
 fn hello(name: &str, id: Uuid) -> Hello {
-    Hello {
-        name: name.into(),
-        id,
-        vcpus: 1,
-        memory_mib: 1,
-        disk_gib: 1,
-        machine: "simulated".into(),
-        acceleration: "tcg".into(),
-        hypervisor_version: 0,
-        cpu_info: "{}".into(),
-        address: "192.0.2.1".parse().unwrap(),
-        physical: Default::default(),
-        booted: 0,
-        runs: None,
-    }
+    Hello::of(name, id, "192.0.2.1".parse().unwrap())
 }
 
 /// The first patch of an answer.
@@ -213,19 +199,8 @@ async fn without_a_certificate_of_this_cell_nothing_is_said() {
 async fn a_certificate_is_renewed_in_time_and_an_old_one_is_refused() {
     let world = World::new(Duration::from_secs(4)).await;
     let (state, credentials) = world.join("a").await;
-    let settings = node::Settings {
-        name: "a".into(),
-        id: credentials.id,
-        state: state.clone(),
-        machine: MachineKind::Simulated(Simulated::default()),
-        cloud: 7,
-        uplink: None,
-        physical: Default::default(),
-        address: "127.0.0.1".parse().unwrap(),
-        fabric: false,
-        guest_uids: None,
-        responder: None,
-    };
+    let address = "127.0.0.1".parse().unwrap();
+    let settings = node::Settings::simulated("a", credentials.id, address, Simulated::default());
     let remote = Remote::new(&world.address, credentials.clone());
     let keeping = tokio::spawn({
         let (remote, state) = (remote.clone(), state.clone());

@@ -219,9 +219,10 @@ async fn settled<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{MachineKind, Node, Settings, Simulated};
+    use crate::{Node, Settings, Simulated};
     use futures_util::StreamExt;
     use futures_util::stream::{iter, pending};
+    use std::net::Ipv4Addr;
     use std::sync::Mutex;
     use uuid::Uuid;
 
@@ -232,19 +233,8 @@ mod tests {
     /// One question, answered by `lines` and then by `end`; what comes of it, and what the node has then.
     async fn check(lines: Vec<Result<Patch>>, silent: bool) -> (Result<With>, Generation) {
         let kind = Simulated::default();
-        let node = Node::new(Settings {
-            name: "a".into(),
-            id: Uuid::nil(),
-            state: "/nonexistent".into(),
-            machine: MachineKind::Simulated(kind.clone()),
-            cloud: 1,
-            uplink: None,
-            physical: Default::default(),
-            address: [127, 0, 0, 1].into(),
-            fabric: false,
-            guest_uids: None,
-            responder: None,
-        });
+        let address = Ipv4Addr::LOCALHOST.into();
+        let node = Node::new(Settings::simulated("a", Uuid::nil(), address, kind.clone()));
         let lines = Mutex::new(Some(lines));
         let link = Link::new(
             async |_| Ok(()),

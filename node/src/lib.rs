@@ -72,6 +72,25 @@ pub struct Settings {
     pub responder: Option<PathBuf>,
 }
 
+impl Settings {
+    /// Of a machine that runs nothing, in no network and without a directory of its own.
+    pub fn simulated(name: &str, id: Uuid, address: IpAddr, kind: Simulated) -> Settings {
+        Settings {
+            name: name.into(),
+            id,
+            state: PathBuf::new(),
+            machine: MachineKind::Simulated(kind),
+            cloud: 0,
+            uplink: None,
+            physical: BTreeMap::new(),
+            address,
+            fabric: false,
+            guest_uids: None,
+            responder: None,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub enum MachineKind {
     Qemu,
@@ -248,21 +267,8 @@ impl Node {
     /// What is the same for both machines.
     fn hello(&self) -> Hello {
         let settings = &self.inner.settings;
-        Hello {
-            name: settings.name.clone(),
-            id: settings.id,
-            vcpus: 0,
-            memory_mib: 0,
-            disk_gib: 0,
-            machine: String::new(),
-            acceleration: "tcg".into(),
-            hypervisor_version: 0,
-            cpu_info: String::new(),
-            address: settings.address,
-            physical: settings.physical.keys().cloned().collect(),
-            booted: 0,
-            runs: None,
-        }
+        let physical = settings.physical.keys().cloned().collect();
+        Hello { physical, ..Hello::of(&settings.name, settings.id, settings.address) }
     }
 
     /// What the node says of its program from now on.

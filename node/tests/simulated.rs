@@ -5,26 +5,17 @@
 mod plane;
 
 use base::node::{Power, Section, SectionKey, VmState};
-use node::{MachineKind, Node, Settings, Simulated};
+use node::{Node, Settings, Simulated};
 use plane::{Plane, vm};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
 
 fn start(plane: &Arc<Plane>, n: u128, delay: Duration) -> (Node, tokio::task::JoinHandle<()>) {
-    let node = Node::new(Settings {
-        name: format!("node-{n}"),
-        id: Uuid::from_u128(n),
-        state: "/nonexistent".into(),
-        machine: MachineKind::Simulated(Simulated { delay, ..Simulated::default() }),
-        cloud: 1,
-        uplink: None,
-        physical: Default::default(),
-        address: [127, 0, 0, 1].into(),
-        fabric: false,
-        guest_uids: None,
-        responder: None,
-    });
+    let kind = Simulated { delay, ..Simulated::default() };
+    let address = Ipv4Addr::LOCALHOST.into();
+    let node = Node::new(Settings::simulated(&format!("node-{n}"), Uuid::from_u128(n), address, kind));
     let (run, link) = (node.clone(), plane.link());
     (node, tokio::spawn(async move { run.run(link, std::future::pending()).await.unwrap() }))
 }

@@ -158,10 +158,7 @@ impl State {
 
     /// Puts a record without its indexes: `index_all` follows. Used while loading.
     pub(crate) fn load(&mut self, slot: usize, read: Read) {
-        let revision = self.revision;
-        let table = self.table_mut(slot);
-        table.changes_at(revision);
-        let amounts = table.load(read);
+        let amounts = self.table_mut(slot).load(read);
         self.tally(Vec::new(), amounts);
     }
 

@@ -189,3 +189,27 @@ async fn nothing_is_lost_however_versions_take_turns_until_the_format_is_raised(
     let again = new(dir.path()).unwrap();
     assert_eq!((again.read().format(), again.read().count::<Extra>()), (2, 1));
 }
+
+/// What a version writes that has not raised the format, and should have.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_is_not_skipped() {
+    let dir = tempfile::tempdir().unwrap();
+    let owner = follow(dir.path(), Schema::default().formats(1, 1).record::<NewThing>()).unwrap();
+    owner.stand_by(true);
+    owner.role().wait_for(|role| matches!(role, Role::Owner(_))).await.unwrap();
+    let put = async |name: &str, shade| {
+        let thing = NewThing { name: name.into(), label: None, inner: NewInner::default(), shade };
+        owner.write(Cause::step("put"), move |tx| Ok(tx.put(thing.clone())?)).await.unwrap();
+    };
+    put("one", NewShade::Light).await;
+    let older = old(dir.path()).unwrap();
+    older.current().await.unwrap();
+    let revision = older.read().revision();
+    put("two", NewShade::Grey).await;
+    put("three", NewShade::Dark).await;
+    // It does not answer as if it had all, then or later.
+    assert!(older.current().await.is_err() && older.current().await.is_err());
+    assert_eq!((older.read().revision(), older.read().count::<Thing>()), (revision, 1));
+    older.close();
+    owner.close();
+}

@@ -17,20 +17,14 @@ pub struct Whole {
 
 /// What a node says of itself.
 pub fn hello(name: &str, memory_mib: u64) -> Hello {
+    let id = Uuid::from_u128(name.bytes().fold(7, |n, b| n * 31 + u128::from(b)));
     Hello {
-        name: name.into(),
-        id: Uuid::from_u128(name.bytes().fold(7, |n, b| n * 31 + u128::from(b))),
         vcpus: 8,
         memory_mib,
         disk_gib: 100,
         machine: "simulated".into(),
-        acceleration: "tcg".into(),
         hypervisor_version: 9_000_000,
-        cpu_info: String::new(),
-        address: IpAddr::V4(Ipv4Addr::LOCALHOST),
-        physical: Default::default(),
-        booted: 0,
-        runs: None,
+        ..Hello::of(name, id, IpAddr::V4(Ipv4Addr::LOCALHOST))
     }
 }
 

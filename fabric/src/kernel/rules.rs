@@ -7,6 +7,7 @@
 //! it has become `GROWN` times as long as its first line, and `SHORT` more, it is written anew. One with half a line says
 //! nothing.
 
+use crate::diff::differing;
 use crate::state::{Set, Table};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -171,8 +172,7 @@ fn change(seen: &Table, now: &Table) -> Change {
     let mut sets = BTreeMap::new();
     for (name, set) in &now.sets {
         let old = &seen.sets.get(name).unwrap_or(&none).elements;
-        let come = set.elements.iter().filter(|(key, value)| old.get(*key) != Some(*value));
-        let come: Elements = come.map(|(key, value)| (key.clone(), value.clone())).collect();
+        let come: Elements = differing(&set.elements, old).into_iter().collect();
         let gone = old.keys().filter(|key| !set.elements.contains_key(*key)).cloned().collect::<Vec<_>>();
         if !(come.is_empty() && gone.is_empty() && seen.sets.contains_key(name)) {
             sets.insert(name.clone(), (come, gone));

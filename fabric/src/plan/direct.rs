@@ -51,7 +51,7 @@ pub fn lay(s: &Sections, settings: &Settings, network: &Network, space: &mut Spa
     let Some((router, _)) = leg(s, network.id) else { return };
     let vni = turned(network.vni);
     let taken = vni == 0 || s.network_by_vni.contains_key(&vni);
-    let senders = s.ports_of(network.id).any(|port| port.port_security);
+    let senders = has_senders(s, network.id);
     let plain = is_plain(router, Gateway::of(s, router, settings.node_address).as_ref());
     if taken || !senders || !plain || !space.links.contains_key(TUNNEL) {
         return;
@@ -77,9 +77,14 @@ pub fn leg<'a>(s: &Sections<'a>, network: Uuid) -> Option<(&'a Router, &'a Route
     legs.next().filter(|_| legs.next().is_none())
 }
 
-/// The other networks that known flows of a network may be led to.
+/// Whether a network has a port here of which flows are known.
+fn has_senders(s: &Sections, network: Uuid) -> bool {
+    s.ports_of(network).any(|port| port.port_security)
+}
+
+/// The other networks that known flows of a network are led to, where they have members to be led to.
 pub fn led(s: &Sections, network: Uuid) -> Vec<Uuid> {
-    let of = s.networks.get(&network).zip(leg(s, network));
+    let of = s.networks.get(&network).zip(leg(s, network)).filter(|_| has_senders(s, network));
     let others = of.into_iter().flat_map(|(network, (router, _))| others(s, network, router));
     others.map(|(_, other)| other.id).collect()
 }

@@ -33,8 +33,8 @@ pub fn of(
     places: &BTreeSet<Place>,
     whole: &KernelState,
 ) -> Option<Part> {
-    let mut concerned = Concerned::of(before, after, changed)?;
-    concerned.near = near(after, places);
+    let mut concerned = Concerned { near: near(after, places), ..Concerned::default() };
+    concerned.take(before, after, changed)?;
     let led = |s: &Sections| -> Vec<_> { concerned.near.iter().map(|id| direct::led(s, *id)).collect() };
     if led(before) != led(after) {
         return None;
@@ -119,20 +119,19 @@ struct Concerned {
 
 impl Concerned {
     /// None: more may change than entries of members.
-    fn of(before: &Sections, after: &Sections, changed: &BTreeSet<SectionKey>) -> Option<Concerned> {
-        let mut out = Concerned::default();
+    fn take(&mut self, before: &Sections, after: &Sections, changed: &BTreeSet<SectionKey>) -> Option<()> {
         for key in changed {
             match key {
                 SectionKey::Network(_) | SectionKey::Router(_) => return None,
-                SectionKey::Members(id) => out.change(before.members.get(id)?, after.members.get(id)?),
+                SectionKey::Members(id) => self.change(before.members.get(id)?, after.members.get(id)?),
                 SectionKey::Port(id) => {
                     let both = [before, after].into_iter().filter_map(|s| s.ports.get(id));
-                    both.for_each(|port| out.port(port));
+                    both.for_each(|port| self.port(port));
                 }
                 SectionKey::Group(_) | SectionKey::Rules(_) | SectionKey::Vm(_) | SectionKey::Image(_) => {}
             }
         }
-        Some(out)
+        Some(())
     }
 
     fn change(&mut self, before: &Members, after: &Members) {

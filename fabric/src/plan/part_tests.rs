@@ -9,22 +9,52 @@ type World = BTreeMap<SectionKey, Section>;
 /// What may happen to the wide cloud. Few MACs, addresses and nodes, so that they meet.
 #[derive(Clone, Debug)]
 enum Event {
-    Member { network: u8, id: u8, mac: u8, address: u8, node: u8 },
-    MemberGoes { network: u8, id: u8 },
-    Port { network: u8, id: u8, address: u8, ruled: bool },
-    PortGoes { id: u8 },
+    /// `afield`: its IPv4 address is in no subnet.
+    Member {
+        network: u8,
+        id: u8,
+        mac: u8,
+        address: u8,
+        node: u8,
+        afield: bool,
+    },
+    MemberGoes {
+        network: u8,
+        id: u8,
+    },
+    Port {
+        network: u8,
+        id: u8,
+        address: u8,
+        ruled: bool,
+        has: Has,
+    },
+    PortGoes {
+        id: u8,
+    },
     GroupMember(u8),
     GroupMemberGoes(u8),
 }
 
+/// What else a port has.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Has {
+    Nothing,
+    Pairs,
+    FloatingAddress,
+    NoSecurity,
+}
+
 fn event() -> impl Strategy<Value = Event> {
     let network = || 1..=2u8;
+    let has = prop::sample::select(vec![Has::Nothing, Has::Pairs, Has::FloatingAddress, Has::NoSecurity]);
     prop_oneof![
-        4 => (network(), 10..34u8, 0..12u8, 3..30u8, 0..6u8)
-            .prop_map(|(network, id, mac, address, node)| Event::Member { network, id, mac, address, node }),
+        4 => (network(), 10..34u8, 0..12u8, 3..30u8, 0..6u8, prop::bool::weighted(0.1)).prop_map(
+            |(network, id, mac, address, node, afield)| Event::Member { network, id, mac, address, node, afield }
+        ),
         2 => (network(), 10..34u8).prop_map(|(network, id)| Event::MemberGoes { network, id }),
-        2 => (network(), 1..9u8, 3..30u8, any::<bool>())
-            .prop_map(|(network, id, address, ruled)| Event::Port { network, id, address, ruled }),
+        2 => (network(), 1..9u8, 3..30u8, any::<bool>(), has)
+            .prop_map(|(network, id, address, ruled, has)| Event::Port { network, id, address, ruled, has }),
         1 => (1..9u8).prop_map(|id| Event::PortGoes { id }),
         1 => (3..30u8).prop_map(Event::GroupMember),
         1 => (3..30u8).prop_map(Event::GroupMemberGoes),
@@ -52,22 +82,37 @@ fn address_in(network: u8, n: u8) -> IpAddr {
 
 fn happen(world: &mut World, event: &Event) {
     match *event {
-        Event::Member { network, id: n, mac, address, node } => {
+        Event::Member { network, id: n, mac, address, node, afield } => {
             let vtep = match node {
                 0 => None,
                 1 => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
                 node => Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, node))),
             };
-            let addresses =
-                vec![address_in(network, address), format!("fd00:2::{address:x}").parse().unwrap()];
+            let addresses = vec![
+                address_in(if afield { 9 } else { network }, address),
+                format!("fd00:2::{address:x}").parse().unwrap(),
+            ];
             let mac = Mac([0xfa, 0x16, 0x3e, 0, 0, mac]);
             let member = Member { mac, addresses, vtep, name: String::new() };
             members(world, network).insert(id(3, n), member);
         }
         Event::MemberGoes { network, id: n } => drop(members(world, network).remove(&id(3, n))),
-        Event::Port { network, id: n, address, ruled } => {
+        Event::Port { network, id: n, address, ruled, has } => {
             let rules = ruled.then(|| rule_set().hash());
-            let port = port(n, network, &address_in(network, address).to_string(), rules);
+            let fixed = address_in(network, address);
+            let mut port = port(n, network, &fixed.to_string(), rules);
+            let floating = FloatingIp {
+                floating: IpAddr::V4(Ipv4Addr::new(198, 51, 100, 100 + n)),
+                fixed,
+                router: id(4, 1),
+                network: id(1, 9),
+            };
+            match has {
+                Has::Nothing => {}
+                Has::Pairs => port.pairs = vec![("10.0.0.0/28".parse().unwrap(), Mac([2; 6]))],
+                Has::FloatingAddress => port.floating = vec![floating],
+                Has::NoSecurity => port.port_security = false,
+            }
             world.insert(SectionKey::Port(port.id), Section::Port(port));
         }
         Event::PortGoes { id: n } => drop(world.remove(&SectionKey::Port(id(3, n)))),
@@ -146,21 +191,21 @@ fn most_changes_of_a_crowd_have_a_part() {
 }
 
 fn elsewhere(network: u8, id: u8) -> Event {
-    Event::Member { network, id, mac: id, address: id, node: 2 }
+    Event::Member { network, id, mac: id, address: id, node: 2, afield: false }
 }
 
 #[test]
 fn a_change_beside_others_is_planned_by_its_part() {
     let check = |now: Event, expect: bool| {
-        let mut past = vec![Event::Port { network: 1, id: 5, address: 9, ruled: true }];
+        let mut past = vec![Event::Port { network: 1, id: 5, address: 9, ruled: true, has: Has::Nothing }];
         past.extend([(1, 20), (1, 21), (2, 22), (2, 23)].map(|(network, id)| elsewhere(network, id)));
         let (before, after) = worlds(&past, &[now]);
         assert_eq!(check_part(&before, &after, Powers::ALL), expect);
     };
     check(elsewhere(1, 30), true);
     check(Event::MemberGoes { network: 2, id: 22 }, true);
-    check(Event::Member { network: 1, id: 20, mac: 20, address: 20, node: 3 }, true);
-    check(Event::Port { network: 1, id: 6, address: 10, ruled: true }, true);
+    check(Event::Member { network: 1, id: 20, mac: 20, address: 20, node: 3, afield: false }, true);
+    check(Event::Port { network: 1, id: 6, address: 10, ruled: true, has: Has::Nothing }, true);
     check(Event::PortGoes { id: 5 }, true);
     check(Event::GroupMember(20), true);
     // The last port of a network takes its tables along.

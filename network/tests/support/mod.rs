@@ -20,19 +20,13 @@ pub const NODES: [&str; 2] = ["n1", "n2"];
 
 pub fn hello(name: &str, number: u8, address: &str) -> Hello {
     Hello {
-        name: name.into(),
-        id: Uuid::from_u128(u128::from(number)),
         vcpus: 8,
         memory_mib: 8192,
         disk_gib: 100,
         machine: "simulated".into(),
-        acceleration: "tcg".into(),
         hypervisor_version: 9_000_000,
-        cpu_info: String::new(),
-        address: address.parse().unwrap(),
         physical: ["physnet1".to_string()].into(),
-        booted: 0,
-        runs: None,
+        ..Hello::of(name, Uuid::from_u128(u128::from(number)), address.parse().unwrap())
     }
 }
 
